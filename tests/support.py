@@ -42,3 +42,9 @@ def at_most(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def rejected_file(folder: Path) -> Path:
+    """Return the file of the rejected records of a build with one group."""
+    (path,) = (folder / "rejected").iterdir()
+    return path

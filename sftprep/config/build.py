@@ -33,6 +33,8 @@ from sftprep.config.validation import (
 )
 from sftprep.errors import ConfigError, setting
 
+GROUP_BYTES = 1 << 30
+
 __all__ = [
     "BuildConfig",
     "EncoderChoice",
@@ -165,7 +167,8 @@ class PackConfig:
 class OutputConfig:
     """The output folder, and the execution of the build.
 
-    Of these settings, only `position_ids` and `shard_tokens` change the bytes of the shards.
+    Of these settings, only `position_ids`, `shard_tokens` and `group_bytes` change the bytes of the
+    shards.
     """
 
     output: str = ""
@@ -174,8 +177,12 @@ class OutputConfig:
     """Replace a finished build in the output folder."""
     position_ids: bool = True
     """Store position ids in the shards; otherwise readers derive them from seq_lengths."""
-    shard_tokens: int = 4 * 1024 * 1024
-    """Approximate number of tokens in a shard file."""
+    shard_tokens: int | None = None
+    """Approximate number of tokens in a shard file. Default: 4 million, and 16 million in a group
+    of 64 million or more."""
+    group_bytes: int = GROUP_BYTES
+    """Size of a group in bytes of input: the packs of a group are planned together, and larger
+    inputs become several groups. Default: 1 GiB."""
     workers: int | None = None
     """Worker processes. Default: one for each 24 MB of input, at most one per core."""
     executor: ExecutorChoice = "local"
@@ -198,6 +205,7 @@ class OutputConfig:
         check_choice(setting("executor"), self.executor, ExecutorChoice)
         check_integer(self.workers, setting("workers"), 1, 4096)
         check_integer(self.shard_tokens, setting("shard_tokens"), 1, 2**31 - 1)
+        check_integer(self.group_bytes, setting("group_bytes"), 1 << 16, 1 << 44)
         self.rejected_limit(0)  # raises for an invalid `max_rejected`, before any work is done
 
     def rejected_limit(self, records: int) -> float:

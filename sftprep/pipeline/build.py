@@ -1,65 +1,46 @@
-"""A build, from raw records to a manifest: three passes with checks between them.
+"""A build, from raw records to a manifest.
 
-1. Pass 1 makes one spill from each partition of the input.
-2. The selection assigns the sequences to the training and the evaluation part.
-3. For each part, pass 2 plans the packs and pass 3 writes the shards.
+1. The inputs are cut into groups.
+2. Each group passes through its own passes: see `groups/run.py`.
+3. The evaluation records of all groups become a group of their own.
 4. The commit moves the finished files into place, the manifest last.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import xxhash
 
 from sftprep.config.build import BuildConfig
 from sftprep.core.atomic_write import open_file_errors, write_bytes
-from sftprep.core.hashing import digest
-from sftprep.packing.strategies import SMALL, pack_lengths
-from sftprep.pipeline.executors.base import Executor, check_sendable, map_checked
-from sftprep.pipeline.executors.local import InProcess, available_cores, make_executor
+from sftprep.pipeline.executors.base import Executor, check_sendable
+from sftprep.pipeline.executors.local import available_cores, make_executor
 from sftprep.pipeline.executors.ray_tasks import RayExecutor
+from sftprep.pipeline.groups.evaluation import join_evaluation
+from sftprep.pipeline.groups.rounds import GroupProgress, count_rounds, run_rounds
+from sftprep.pipeline.groups.run import write_group
+from sftprep.pipeline.groups.task import GroupDone, GroupTask
+from sftprep.pipeline.groups.tasks import make_tasks
 from sftprep.pipeline.inputs import check_unchanged
-from sftprep.pipeline.ledgers import (
-    check_not_empty,
-    check_rejected,
-    first_record_error,
-    make_input_infos,
-    sum_ledgers,
-)
+from sftprep.pipeline.ledgers import check_not_empty, check_rejected
 from sftprep.pipeline.output.folder import OutputFolder, claim_output
-from sftprep.pipeline.output.manifest import describe_rendering, manifest_facts, manifest_settings
-from sftprep.pipeline.plan_pass import lane_block
-from sftprep.pipeline.selection import BuildSplit, request_stats, select_sequences
-from sftprep.pipeline.sequence_stats import describe_lengths
+from sftprep.pipeline.output.root import make_manifest
+from sftprep.pipeline.selection import BuildSplit
 from sftprep.pipeline.setup import Setup, prepare_setup
-from sftprep.pipeline.shard_pass import Progress, WrittenPacks, write_packs
-from sftprep.pipeline.tokenize_pass import (
-    PartitionResult,
-    TokenizeTask,
-    load_preprocessors,
-    tokenize_partition,
-    tokenize_pipelined,
-)
-from sftprep.recipe import RecipeFile, describe_functions, recipe_file
+from sftprep.pipeline.shard_pass import Progress
+from sftprep.pipeline.tokenize_pass import load_preprocessors
+from sftprep.recipe import RecipeFile, recipe_file
 from sftprep.records.inspection.source_reading import SourceReading
-from sftprep.shards.layout import EVAL_FOLDER, REJECTED_NAME
-from sftprep.shards.manifest import InputInfo, Manifest
-from sftprep.shards.manifest_size import check_manifest_size
-from sftprep.sources.partition import Source, cut
+from sftprep.shards.layout import EVAL_FOLDER, REJECTED_FOLDER
+from sftprep.shards.manifest import Manifest
+from sftprep.sources.partition import Source
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.equivalence.reference_client import ReferenceServer
-from sftprep.version import __version__
 
 _BYTES_PER_WORKER = 24 << 20
 """A spawned worker with less input than this spends longer on its imports than on its work."""
@@ -128,28 +109,30 @@ def build(
             # Other machines do not reach a server of this one.
             with _start_servers(setup, 1 if is_far else workers) as servers:
                 recipes = _write_recipes(setup, output.work, servers, is_far or workers > 1)
+                tasks = make_tasks(setup, config, recipes, output.work, is_far=is_far)
                 if executor is None:
                     executor = make_executor(workers, partial(load_preprocessors, recipes))
                     pool.callback(executor.close)
-                parts = _tokenize(setup, config, output.work, recipes, executor, progress)
-            splits = select_sequences(parts, setup, config)
-            rejected_file = output.work / REJECTED_NAME
-            check_rejected(parts, splits[-1].duplicates, setup, config, rejected_file)
-            manifests = [
-                _write_split(split, setup, config, output, executor, progress) for split in splits
-            ]
+                total = sum(_file_sizes(setup)) * count_rounds(tasks)
+                shown = GroupProgress(progress, total)
+                done = run_rounds(tasks, executor, shown)
+            evaluation = _write_evaluation(config, setup, tasks, done, output, executor, shown)
+        groups = [(each.key, each.digest) for each in done if each.key]
+        manifest = make_manifest(config, setup, groups, output.work, evaluation=False)
+        if len(groups) > 1:
+            _check_groups(manifest, config)
         check_unchanged(setup.inputs)
-        manifest, evaluation = _link_builds(manifests)
+        manifest = _link_evaluation(manifest, evaluation)
         output.commit(manifest, evaluation, keep_spill=config.output.keep_spill)
     return BuildReport(
         folder,
-        manifest,
+        dataclasses.replace(manifest, folder=folder),
         seconds=time.monotonic() - started,
-        bytes_read=sum(part.bytes for part in parts),
-        reused=sum(part.reused for part in parts),
+        bytes_read=sum(each.bytes for each in done),
+        reused=sum(each.reused for each in done),
         workers=workers,
-        evaluation=evaluation,
-        readings=_complete_readings(setup.readings, parts),
+        evaluation=evaluation and dataclasses.replace(evaluation, folder=folder / EVAL_FOLDER),
+        readings=_complete_readings(setup.readings, tasks, done),
     )
 
 
@@ -163,14 +146,15 @@ def _connect(config: BuildConfig, stack: ExitStack) -> Executor | None:
 
 
 def _complete_readings(
-    readings: list[SourceReading], parts: list[PartitionResult]
+    readings: list[SourceReading], tasks: list[GroupTask], done: list[GroupDone]
 ) -> tuple[SourceReading, ...]:
     """Return the readings with the columns that pass 1 found in the records of each input."""
-    found: dict[int, dict[str, None]] = {}
-    for part in parts:
-        found.setdefault(part.partition.input, {}).update(dict.fromkeys(part.unread_columns))
+    found: list[dict[str, None]] = [{} for _ in readings]
+    for task, result in zip(tasks, done, strict=True):
+        for each, columns in zip(task.inputs, result.unread_columns, strict=True):
+            found[each.number].update(dict.fromkeys(columns))
     return tuple(
-        reading.add_columns(found.get(number, ())) for number, reading in enumerate(readings)
+        reading.add_columns(columns) for reading, columns in zip(readings, found, strict=True)
     )
 
 
@@ -204,172 +188,64 @@ def _write_recipes(
     return files
 
 
-def _link_builds(manifests: list[Manifest]) -> tuple[Manifest, Manifest | None]:
-    """Link the manifest of the build to that of its evaluation records.
-
-    Returns:
-        The manifest of the build, and that of the evaluation records, if any.
-    """
-    *evaluation, manifest = manifests
-    if not evaluation:
-        return manifest, None
-    # `sftprep verify` finds by this digest whether the two builds belong together.
-    digest = evaluation[0].digest
-    link = {"folder": EVAL_FOLDER, "manifest": f"manifest-{digest[:16]}.json", "digest": digest}
-    return dataclasses.replace(manifest, eval=link), evaluation[0]
-
-
-# --- pass 1 ---------------------------------------------------------------------------------------
-
-
-def _tokenize(
-    setup: Setup,
+def _write_evaluation(
     config: BuildConfig,
-    spills: Path,
-    recipes: Sequence[RecipeFile],
-    executor: Executor,
-    progress: Progress,
-) -> list[PartitionResult]:
-    """Make the spills of all partitions; return results in the order of the input."""
-    stop_at_rejected = config.output.on_bad_record == "error"
-    failed_at: list[int] = []  # the indices of partitions with a rejected record
-    keys = [recipe.cache_key for recipe in setup.recipes]
-    is_single = isinstance(executor, InProcess)
-    sources = [each.source for each in setup.inputs]
-    block = lane_block(config, sources)
-    stats = request_stats(config, setup)
-
-    def tasks() -> Iterator[TokenizeTask]:
-        for partition in cut(sources):
-            if failed_at:
-                return
-            number = setup.recipe_of[partition.input]
-            if executor.far:
-                path = os.path.abspath(partition.file)
-                partition = dataclasses.replace(partition, file=path)  # noqa: PLW2901
-            yield TokenizeTask(
-                partition=partition,
-                format=setup.formats[partition.input],
-                recipe=recipes[number],
-                recipe_key=keys[number],
-                limit=setup.limit,
-                spill_folder=spills,
-                threads=is_single,
-                lane_block=block,
-                stats=stats,
-            )
-
-    if is_single:
-        results = tokenize_pipelined(tasks())
-    else:
-        results = map_checked(executor, tokenize_partition, tasks())
-    parts: list[PartitionResult] = []
-    sequences = 0
-    total_bytes, done_bytes = sum(_file_sizes(setup)), 0
-    for part in results:
-        parts.append(part)
-        if stop_at_rejected and part.rejected:
-            # All partitions before this one are running or done. The first rejected record of the
-            # input is in one of them or in this one, so the loop goes on until they have ended.
-            failed_at.append(part.partition.index)
-        if sequences <= SMALL < sequences + len(part.lengths):
-            threading.Thread(target=_load_compiled_planner, daemon=True).start()
-        sequences += len(part.lengths)
-        done_bytes += part.bytes
-        # Compressed files have more bytes of records than the size of the file.
-        progress("tokenize", done_bytes, max(total_bytes, done_bytes))
-    parts.sort(key=lambda part: part.partition.index)
-    if failed_at:
-        raise first_record_error(parts, setup.names, config)
-    return parts
-
-
-# --- passes 2 and 3, and the manifest -------------------------------------------------------------
-
-
-def _write_split(
-    split: BuildSplit,
     setup: Setup,
-    config: BuildConfig,
+    tasks: list[GroupTask],
+    done: list[GroupDone],
     output: OutputFolder,
     executor: Executor,
-    progress: Progress,
-) -> Manifest:
-    """Write the shards of a split, and return its manifest for the commit."""
-    check_not_empty(split, sum_ledgers(split.ledgers), setup.names, config.format)
-    if split.evaluation:
-        packing = config.evaluation.eval_packing or config.pack.packing
-        config = dataclasses.replace(config, pack=dataclasses.replace(config.pack, packing=packing))
-    shards = output.staging(evaluation=split.evaluation)
-    settings = manifest_settings(config, [setup.names[number] for number in split.inputs])
-    infos = make_input_infos(split, setup)
-    check_shards = partial(
-        check_manifest_size,
-        {"config": settings, **manifest_facts(setup.recipe, setup.encoder)},
-        [(info, [info.path]) for info in infos],
-    )
-    packs = write_packs(
-        split,
-        config,
-        setup.limit.max_length,
-        shards,
-        output.work,
-        executor,
-        progress,
-        check_shards,
-    )
-    return _make_manifest(config, setup, split, packs, settings, infos)
+    progress: GroupProgress,
+) -> Manifest | None:
+    """Write the evaluation build, and return its manifest; None without evaluation records.
 
-
-def _make_manifest(
-    config: BuildConfig,
-    setup: Setup,
-    split: BuildSplit,
-    packs: WrittenPacks,
-    settings: dict[str, Any],
-    infos: tuple[InputInfo, ...],
-) -> Manifest:
-    recipe, plan = setup.recipe, packs.plan
-    facts = manifest_facts(recipe, setup.encoder)
-    settings = {**settings, "max_length": setup.limit.max_length, "date": recipe.date}
-    ledger = sum_ledgers(split.ledgers)
-    plan_digest = xxhash.xxh3_128_hexdigest(
-        np.concatenate((plan.members, plan.offsets, packs.order)).astype("<i8").tobytes()
-    )
-    return Manifest(
-        config=settings,
-        config_digest=digest(
-            [each.digest for each in setup.recipes],
-            setup.limit.max_length,
-            dataclasses.asdict(config.pack),
-            config.output.position_ids,
-            config.output.shard_tokens,
+    All evaluation records are one group: those of a training group alone would fill its packs
+    badly.
+    """
+    found = [each.evaluation for each in done if each.evaluation is not None]
+    if not found:
+        return None
+    packing = config.evaluation.eval_packing or config.pack.packing
+    config = dataclasses.replace(config, pack=dataclasses.replace(config.pack, packing=packing))
+    parts, infos, recipe_keys = join_evaluation(found)
+    staging = output.staging(evaluation=True)
+    settings = tasks[0].settings
+    task = GroupTask(
+        number=0,
+        inputs=(),
+        settings=dataclasses.replace(
+            settings, config=dataclasses.replace(settings.config, pack=config.pack)
         ),
-        tokenizer={**facts["tokenizer"], "max_id": packs.max_id},
-        chat_template=facts["chat_template"],
-        encoder=facts["encoder"],
-        template=describe_rendering(recipe, [part.counts for part in split.parts]),
-        inputs=infos,
-        accounting=ledger,
-        lengths=describe_lengths((part.whole_lengths for part in split.parts), setup.limit),
-        plan={
-            "strategy": config.pack.packing,
-            "packs": plan.num_bins,
-            "fill": round(plan.fill, 6),
-            "seed": config.pack.seed,
-            "digest": plan_digest,
-            "cuts": 0 if plan.starts is None else len(plan.starts) - ledger.sequences,
-        },
-        max_length=setup.limit.max_length,
-        rows=plan.num_bins,
-        tokens=ledger.tokens,
-        # Not the number in the ledger: if the plan cuts sequences, the first token after each
-        # cut is not a target any more.
-        trained_tokens=sum(shard.trained_tokens for shard in packs.shards),
-        shards=packs.shards,
-        sftprep_version=__version__,
-        functions=describe_functions(setup.recipes),
+        staging=staging,
+        evaluation=True,
     )
+    split = BuildSplit(True, parts, [info.accounting for info in infos])
+    group = write_group(task, split, infos, recipe_keys, executor, progress.show_shards)
+    return make_manifest(config, setup, [group], staging, evaluation=True)
+
+
+def _check_groups(manifest: Manifest, config: BuildConfig) -> None:
+    """Check the records of a build of several groups, which each group alone cannot check.
+
+    Raises:
+        TooManyRejected: Too many of its records were rejected.
+        EmptyInput: It has no sequence.
+    """
+    folder = manifest.folder
+    assert folder is not None
+    rejected = [folder / REJECTED_FOLDER / f"{entry.key}.jsonl" for entry in manifest.groups]
+    check_rejected(manifest.accounting, rejected, config)
+    check_not_empty(manifest.accounting, manifest.inputs, rejected, config.format, evaluation=False)
+
+
+def _link_evaluation(manifest: Manifest, evaluation: Manifest | None) -> Manifest:
+    """Return the manifest of a build with a link to that of its evaluation records."""
+    if evaluation is None:
+        return manifest
+    # `sftprep verify` finds by this digest whether the two builds belong together.
+    digest = evaluation.digest
+    link = {"folder": EVAL_FOLDER, "manifest": f"manifest-{digest[:16]}.json", "digest": digest}
+    return dataclasses.replace(manifest, eval=link)
 
 
 def _count_workers(config: BuildConfig, setup: Setup) -> int:
@@ -380,9 +256,3 @@ def _count_workers(config: BuildConfig, setup: Setup) -> int:
 
 def _file_sizes(setup: Setup) -> Iterator[int]:
     return (each.stamp[0] for each in setup.inputs if each.stamp is not None)
-
-
-def _load_compiled_planner() -> None:
-    # The compiled planner for large plans takes half a second to load. It is loaded while
-    # partitions are tokenized.
-    pack_lengths(np.ones(SMALL + 1, dtype=np.int32), 2)

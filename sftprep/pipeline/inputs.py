@@ -1,4 +1,4 @@
-"""Inputs of a build: the files of each source, and their size in a manifest."""
+"""Inputs of a build: the files of each source."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sftprep.config.build import BuildConfig, SourceEntry
 from sftprep.errors import ConfigError, InputChanged, InputUnreadable, setting
-from sftprep.pipeline.output.manifest import manifest_settings
-from sftprep.shards.manifest_size import check_manifest_size, expected_input
 from sftprep.sources.discovery.files import reject_duplicates
 from sftprep.sources.discovery.inputs import files_of_input
 from sftprep.sources.partition import Source, source_of
@@ -107,42 +104,6 @@ def stamp(file: str) -> Stamp:
     with convert_os_errors(file):
         status = os.stat(file)
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
-
-
-def check_expected_size(
-    config: BuildConfig, inputs: list[Input], entries: list[SourceEntry], facts: dict[str, Any]
-) -> None:
-    """Check that the manifests of the build and its evaluation will not be too large.
-
-    Args:
-        config: The settings of the build.
-        inputs: All of its inputs.
-        entries: The sources to which they belong.
-        facts: The fields of the manifest that are known, apart from its settings and inputs.
-
-    Raises:
-        ConfigError: A manifest would be larger than the largest one that can be read.
-    """
-    # Each reason for which the ledger of an input may get an entry.
-    reasons: list[str] = []
-    if config.evaluation.eval_fraction:
-        reasons += [f"{what}left_out.in_training" for what in ("", "tokens_", "trained_")]
-    if any(entry.weight is not None for entry in entries):
-        reasons += [f"{what}left_out.not_sampled" for what in ("", "tokens_", "trained_")]
-    if any(entry.repeat != 1 for entry in entries):
-        reasons += [f"{what}extra.repeated" for what in ("", "tokens_", "trained_")]
-    for evaluation in (False, True):
-        # Inputs of the same source and limit have entries of the same size, apart from the path.
-        names_of: dict[tuple[str, int | None], list[str]] = {}
-        for each in inputs:
-            if each.evaluation == evaluation:
-                kind = (entries[each.entry].name, each.source.limit)
-                names_of.setdefault(kind, []).append(each.source.name)
-        all_names = [name for names in names_of.values() for name in names]
-        check_manifest_size(
-            {"config": manifest_settings(config, all_names), **facts},
-            [(expected_input(*kind, reasons), names) for kind, names in names_of.items()],
-        )
 
 
 def _find_sources(

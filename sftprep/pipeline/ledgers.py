@@ -3,47 +3,50 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import orjson
 import xxhash
 
 from sftprep.config.build import BuildConfig, FormatConfig
 from sftprep.config.validation import SeriousOmission
-from sftprep.core.atomic_write import write_file
+from sftprep.core.atomic_write import storage_errors, write_file
 from sftprep.core.types import Rejected
 from sftprep.errors import EmptyInput, RecordError, TooManyRejected, setting, source_name
+from sftprep.pipeline.groups.task import GroupTask
 from sftprep.pipeline.selection import BuildSplit
-from sftprep.pipeline.setup import Setup
 from sftprep.pipeline.tokenize_pass import PartitionResult
 from sftprep.records.transform import is_transform_reason
+from sftprep.shards.group import InputInfo
 from sftprep.shards.ledger import Ledger
-from sftprep.shards.manifest import InputInfo
+from sftprep.sources.partition import Source
+from sftprep.sources.readers.lines import convert_os_errors
+
+_REJECTED_FIELDS = ("column", "reason", "message", "excerpt")
+_DUPLICATE_REASONS = ("duplicate", "near_duplicate")
 
 
-def first_record_error(
-    parts: list[PartitionResult], names: list[str], config: BuildConfig
-) -> RecordError:
-    """Return the error for the first rejected record of the input.
+def first_record_error(parts: list[PartitionResult], task: GroupTask) -> RecordError:
+    """Return the error for the first rejected record of a group.
 
     Args:
         parts: The results of partitions in the order of the input. At least one of them has a
             rejected record, and no partition before that one is missing.
-        names: The name of each input.
-        config: The settings of the build.
+        task: The group.
     """
-    name, line, first = next(_locate_rejected(parts, {}, names))
+    input_number, line, first = next(_locate_rejected(parts, {}))
+    source = task.inputs[input_number].source
     return RecordError(
-        file=name,
-        line=line,
+        file=source.name,
+        line=line + lines_before(source),
         column=first.column,
         reason=first.reason,
         message=first.message,
         excerpt=first.excerpt,
-        correction=correction_for(first.reason, config.format),
+        correction=correction_for(first.reason, task.settings.config.format),
     )
 
 
@@ -73,35 +76,38 @@ def _shown_function(function: object) -> str:
     return function if isinstance(function, str) else "FILE.py:NAME"
 
 
-def make_input_infos(split: BuildSplit, setup: Setup) -> tuple[InputInfo, ...]:
-    """Return the manifest entries for the inputs of a split, in order."""
+def make_input_infos(split: BuildSplit, task: GroupTask) -> tuple[InputInfo, ...]:
+    """Return the manifest entries for the inputs of a group, in order.
+
+    Args:
+        split: The part of the build for which the records are counted.
+        task: The group.
+    """
     parts_of_input = {
         number: list(parts)
         for number, parts in groupby(split.parts, key=lambda part: part.partition.input)
     }
-    infos, ordinal = [], 0
-    for number, ledger in zip(split.inputs, split.ledgers, strict=True):
+    infos = []
+    for number, (each, ledger) in enumerate(zip(task.inputs, split.ledgers, strict=True)):
         parts = parts_of_input.get(number, [])  # an empty file has no partition
-        entry = setup.inputs[number]
         # The digest is that of the partition digests, so that no file is read a second time.
         contents = "".join(part.content for part in parts)
         infos.append(
             InputInfo(
-                path=entry.source.name,
+                path=each.source.name,
                 bytes=sum(part.bytes for part in parts),
                 digest=xxhash.xxh3_128_hexdigest(contents.encode()),
-                format=setup.formats[number],
-                first_ordinal=ordinal,
+                format=each.format,
                 lines=ledger.lines,
                 records=ledger.records,
-                source=setup.entries[entry.entry].name,
+                source=task.settings.entries[each.entry].name,
                 accounting=ledger,
-                limit=entry.source.limit,
+                limit=each.source.limit,
                 first_lines=_first_lines(parts, ledger),
                 slices=tuple(part.counts["lines"] for part in parts),
+                start=each.source.start,
             )
         )
-        ordinal += ledger.lines
     return tuple(infos)
 
 
@@ -138,51 +144,81 @@ def sum_ledgers(items: list[Ledger]) -> Ledger:
     return summed
 
 
-def check_rejected(
-    parts: list[PartitionResult],
+def write_rejected(
+    parts: Iterable[PartitionResult],
     duplicates: dict[int, list[Rejected]],
-    setup: Setup,
-    config: BuildConfig,
+    names: Sequence[str],
     path: Path,
 ) -> None:
-    """Write the rejected records and the duplicates to a file, and enforce the limit.
+    """Write the rejected records and the duplicates of a group to a file.
 
     Args:
-        parts: The results of all partitions, in the order of the input.
-        duplicates: By the index of its partition, the records that equal an earlier record. They do
-            not count towards the limit.
-        setup: The setup of the build.
-        config: The settings of the build.
+        parts: The results of its partitions, in order.
+        duplicates: By the index of its partition, the records that equal an earlier record.
+        names: The name of each input.
         path: The file; it is removed if there is nothing to write.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    lines = [
+        orjson.dumps({"file": names[number], "line": line, **_describe_rejected(record)}) + b"\n"
+        for number, line, record in _locate_rejected(parts, duplicates)
+    ]
+    if lines:
+        with storage_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, lambda file: file.writelines(lines))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _describe_rejected(record: Rejected) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in _REJECTED_FIELDS}
+
+
+def check_rejected(ledger: Ledger, files: Sequence[Path], config: BuildConfig) -> None:
+    """Enforce the limit of rejected records.
+
+    Args:
+        ledger: The ledger of the build. Duplicates do not count towards the limit.
+        files: The files of rejected records, in the order of the groups; some may not exist.
+        config: The settings of the build.
 
     Raises:
         TooManyRejected: More records were rejected than `max_rejected` allows.
     """
-    rejected = Counter(record.reason for part in parts for record in part.rejected)
+    rejected = Counter(ledger.rejected)
     # A function of the user may make several records of one.
-    names = ("records", "extra.transform", "extra.texts")
-    records = sum(part.counts.get(name, 0) for part in parts for name in names)
-    # The file is written even if the build fails below: it shows what to correct.
-    if rejected or duplicates:
-        lines = _rejected_lines(parts, duplicates, setup.names)
-        write_file(path, lambda file: file.writelines(lines))
-    else:
-        path.unlink(missing_ok=True)
+    records = ledger.records + sum(ledger.extra.get(name, 0) for name in ("transform", "texts"))
     if rejected.total() <= config.output.rejected_limit(records):
         return
+    found = [file for file in files if file.exists()]
+    listing = str(found[0]) if len(found) == 1 else f"the files in {found[0].parent} list"
     remedies = [
         *corrections_for(rejected, config.format),
-        f"correct the records that {path} lists",
+        f"correct the records that {listing}{' lists' * (len(found) == 1)}",
         f"raise {setting('max_rejected')}",
     ]
     reasons = ", ".join(f"{reason} {number:,}" for reason, number in rejected.most_common())
-    suspects = sum(part.counts.get("warnings.suspects_rejected", 0) for part in parts)
+    suspects = ledger.warnings.get("suspects_rejected", 0)
     raise TooManyRejected(
         f"{rejected.total():,} of {records:,} records were rejected ({reasons}), more than"
         f" {setting('max_rejected', config.output.max_rejected)} allows"
-        + first_of_each_reason(_locate_rejected(parts, {}, setup.names)),
+        + first_of_each_reason(_read_rejected(found)),
         remedy=[*remedies, *_remedies_for(rejected, suspects)],
     )
+
+
+def _read_rejected(files: Iterable[Path]) -> Iterator[tuple[str, int, Rejected]]:
+    """Yield the rejected records in files, like `first_of_each_reason` takes them."""
+    for path in files:
+        with open(path, "rb") as file:
+            for line in file:
+                entry = orjson.loads(line)
+                record = Rejected(**{name: entry[name] for name in _REJECTED_FIELDS}, line=0)
+                if record.reason not in _DUPLICATE_REASONS:
+                    yield entry["file"], entry["line"], record
 
 
 def first_of_each_reason(rejected: Iterable[tuple[str, int, Rejected]]) -> str:
@@ -230,15 +266,21 @@ def remedies_for_transform(dropped: int, records: int) -> Iterator[str]:
 
 
 def check_not_empty(
-    split: BuildSplit, ledger: Ledger, names: list[str], settings: FormatConfig
+    ledger: Ledger,
+    inputs: Sequence[InputInfo],
+    files: Sequence[Path],
+    settings: FormatConfig,
+    *,
+    evaluation: bool,
 ) -> None:
-    """Check that a split has at least one sequence.
+    """Check that a build has at least one sequence.
 
     Args:
-        split: The split.
         ledger: Its ledger.
-        names: The name of each input.
+        inputs: Its inputs.
+        files: The files of its rejected records; some may not exist.
         settings: The settings of how records are read.
+        evaluation: Whether it is an evaluation build.
 
     Raises:
         EmptyInput: It has none.
@@ -265,10 +307,10 @@ def check_not_empty(
         f"check {setting('train_on')} and {setting('max_length')}",
     ]
     raise EmptyInput(
-        f"no usable record{' to evaluate on' if split.evaluation else ''} in {len(split.inputs)}"
-        f" input file{'s' * (len(split.inputs) != 1)} ({reasons or 'the input has no records'})"
-        + first_of_each_reason(_locate_rejected(split.parts, {}, names))
-        + first_of_each_drop(_locate_dropped(split.parts, names)),
+        f"no usable record{' to evaluate on' if evaluation else ''} in {len(inputs)}"
+        f" input file{'s' * (len(inputs) != 1)} ({reasons or 'the input has no records'})"
+        + first_of_each_reason(_read_rejected([f for f in files if f.exists()]))
+        + first_of_each_drop(_locate_dropped(inputs)),
         remedy=[
             *remedies_for_transform(by_transform, ledger.records),
             *corrections,
@@ -307,48 +349,29 @@ def _remedies_for(rejected: Mapping[str, int], suspects: int) -> Iterator[str]:
         yield f"train on the records that fail only a quality check with {keep}"
 
 
-def _rejected_lines(
-    parts: list[PartitionResult], duplicates: dict[int, list[Rejected]], names: list[str]
-) -> Iterator[bytes]:
-    """Yield the lines of rejected.jsonl, in the order of the input."""
-    for name, line, record in _locate_rejected(parts, duplicates, names):
-        entry = {
-            "file": name,
-            "line": line,
-            "column": record.column,
-            "reason": record.reason,
-            "message": record.message,
-            "excerpt": record.excerpt,
-        }
-        yield orjson.dumps(entry) + b"\n"
-
-
-def _locate_dropped(
-    parts: list[PartitionResult], names: list[str]
-) -> Iterator[tuple[str, int, str]]:
-    """Yield the first dropped record of each partition and reason, like `_locate_rejected`."""
-    for part, lines_before in _with_lines_before(parts):
-        for count, line in part.first_lines.items():
+def _locate_dropped(inputs: Iterable[InputInfo]) -> Iterator[tuple[str, int, str]]:
+    """Yield the first dropped record of each input and reason, with the name of the input."""
+    for info in inputs:
+        for count, line in info.first_lines.items():
             if count.startswith("dropped."):
-                reason = count.removeprefix("dropped.")
-                yield names[part.partition.input], lines_before + line + 1, reason
+                yield info.path, line, count.removeprefix("dropped.")
 
 
 def _locate_rejected(
-    parts: list[PartitionResult], duplicates: dict[int, list[Rejected]], names: list[str]
-) -> Iterator[tuple[str, int, Rejected]]:
+    parts: Iterable[PartitionResult], duplicates: dict[int, list[Rejected]]
+) -> Iterator[tuple[int, int, Rejected]]:
     """Yield rejected records and duplicates in the order of the input.
 
-    Each comes with the name of its input and its line, 1-based.
+    Each comes with the number of its input and its line in the group, 1-based.
     """
-    for part, lines_before in _with_lines_before(parts):
+    for part, first_line in _with_lines_before(parts):
         # Partitions count their lines from 0, the file counts those of the input from 1.
         records = [*part.rejected, *duplicates.get(part.partition.index, ())]
         for record in sorted(records, key=lambda record: record.line):
-            yield names[part.partition.input], lines_before + record.line + 1, record
+            yield part.partition.input, first_line + record.line + 1, record
 
 
-def _with_lines_before(parts: list[PartitionResult]) -> Iterator[tuple[PartitionResult, int]]:
+def _with_lines_before(parts: Iterable[PartitionResult]) -> Iterator[tuple[PartitionResult, int]]:
     """Yield the partitions with the number of lines of their input before them."""
     lines_before, current_input = 0, -1
     for part in parts:
@@ -356,3 +379,22 @@ def _with_lines_before(parts: list[PartitionResult]) -> Iterator[tuple[Partition
             lines_before, current_input = 0, part.partition.input
         yield part, lines_before
         lines_before += part.counts["lines"]
+
+
+def lines_before(source: Source) -> int:
+    """Return the number of lines, or of rows, of a file before the range of a source.
+
+    Raises:
+        InputUnreadable: The file cannot be read.
+    """
+    if source.start == 0 or source.kind != "lines":
+        return source.start
+    # A line belongs to the range in which it starts, so the newline before its first byte counts.
+    position, newlines = 0, 0
+    with convert_os_errors(source.file), open(source.file, "rb") as file:
+        while position < source.start - 1:
+            chunk = file.read(min(1 << 20, source.start - 1 - position))
+            if not chunk:
+                break
+            position, newlines = position + len(chunk), newlines + chunk.count(b"\n")
+    return newlines + 1

@@ -21,6 +21,8 @@ from sftprep.sources.lanes import block_bytes, is_plain, lane_of
 from sftprep.sources.partition import Source
 from sftprep.sources.readers.lines import file_size
 
+_NO_LENGTHS = np.zeros(0, dtype=np.int32)
+
 
 def lane_block(config: BuildConfig, sources: Iterable[Source]) -> int | None:
     """Return the size of the blocks assigned to lanes.
@@ -59,7 +61,7 @@ def plan_packs(
     Example:
         lengths = [5, 3, 4], max_length = 8, take = [0, 1, 1]  ->  packs [[0, 1], [2]]
     """
-    lengths, pack = np.concatenate([part.lengths for part in parts]), config.pack
+    lengths, pack = np.concatenate([_NO_LENGTHS, *(part.lengths for part in parts)]), config.pack
     lengths = lengths if take is None else lengths[take]
     if pack.pack_window is None:
         return pack_lengths(lengths, max_length, pack.packing)

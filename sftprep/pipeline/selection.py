@@ -1,4 +1,4 @@
-"""Selection of the sequences of a build: copies, and held-out records.
+"""Selection of the sequences of a group: copies, and held-out records.
 
 1. Find the records that equal an earlier one (`duplicates`), and leave them out.
 2. Hold out records for evaluation, by a hash of the record (`eval_fraction`).
@@ -7,8 +7,9 @@
 
 Everything is decided from the records alone: by their position in their source, or by a hash of
 their content. So it does not depend on the number of workers, and the held-out records do not even
-depend on the order of the inputs. The cost is a few sorts of arrays with one element per sequence;
-no token is read.
+depend on the order of the inputs. Only the shares of the sources of a mixture, and records that
+equal one of another group, are decided for the whole build: see `groups/`. The cost is a few sorts
+of arrays with one element per sequence; no token is read.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from sftprep.config.build import BuildConfig, SourceEntry
 from sftprep.core.hashing import hash64_array
 from sftprep.core.types import Rejected
 from sftprep.errors import EmptyInput, setting
+from sftprep.pipeline.groups.duplicates import read_duplicates
+from sftprep.pipeline.groups.quotas import share_copies
+from sftprep.pipeline.groups.task import GroupTask, Quota
 from sftprep.pipeline.sequence_stats import StatsRequest
-from sftprep.pipeline.setup import Setup
 from sftprep.records.transform import merge_rare_reasons
 from sftprep.shards.ledger import Ledger
 
@@ -36,13 +39,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BuildSplit:
-    """The training part or the evaluation part of a build.
+    """The training part or the evaluation part of a group.
 
     Attributes:
         evaluation: Whether it is the evaluation part.
         parts: The partitions that contain its sequences.
-        inputs: The numbers of its inputs in the setup.
-        ledgers: The ledger of each input.
+        ledgers: The ledger of each input of the group.
         take: int64 [sequences of the split]; the index of each of them among the sequences of
             `parts`. None takes every sequence once.
         duplicates: The records that are left out because they equal an earlier one, by the index of
@@ -51,67 +53,106 @@ class BuildSplit:
 
     evaluation: bool
     parts: list[PartitionResult]
-    inputs: list[int]
     ledgers: list[Ledger]
     take: NDArray[np.int64] | None = None
     duplicates: dict[int, list[Rejected]] = field(default_factory=dict)
 
 
-def request_stats(config: BuildConfig, setup: Setup) -> StatsRequest | None:
+def request_stats(config: BuildConfig, entries: Sequence[SourceEntry]) -> StatsRequest | None:
     """Return the statistics for the selection; None if it takes all sequences."""
     holdout_seed = config.evaluation.eval_seed if config.evaluation.eval_fraction else None
     compare = config.read.duplicates == "drop"
-    is_sampled = any(entry.repeat != 1 or entry.weight is not None for entry in setup.entries)
+    is_sampled = any(entry.repeat != 1 or entry.weight is not None for entry in entries)
     if not is_sampled and not compare and holdout_seed is None:
         return None
     return StatsRequest(holdout_seed, compare, config.read.duplicates_by)
 
 
-def select_sequences(
-    parts: list[PartitionResult], setup: Setup, config: BuildConfig
-) -> list[BuildSplit]:
-    """Assign the sequences to the parts of the build.
+def select_sequences(parts: list[PartitionResult], task: GroupTask) -> list[BuildSplit]:
+    """Assign the sequences of a group to the parts of the build.
 
     Args:
-        parts: All partitions, in the order of the input.
-        setup: The setup of the build.
-        config: The settings of the build.
+        parts: The partitions of the group, in order.
+        task: The group.
 
     Returns:
-        The evaluation part, if there is one; then the training part.
+        The evaluation part, if there is one; then the training part, unless all records are for
+        evaluation.
 
     Raises:
         EmptyInput: A source with a weight has no usable record, or the held-out records are none or
-            all of them.
+            all of those of the build.
     """
-    training = [number for number, each in enumerate(setup.inputs) if not each.evaluation]
-    evaluation = [number for number, each in enumerate(setup.inputs) if each.evaluation]
-    splits = [_take_all(True, parts, evaluation)] if evaluation else []
-    if request_stats(config, setup) is None:
-        return [*splits, _take_all(False, parts, training)]
-    # Training inputs have the lowest numbers.
-    parts = [part for part in parts if part.partition.input < len(training)]
-    table = _SequenceTable.from_parts(parts, setup)
-    duplicates = _find_duplicates(table) if config.read.duplicates == "drop" else {}
-    held_out = np.zeros(len(table.input), dtype=np.bool_)
+    config = task.settings.config
+    if task.evaluation or task.settings.stats is None:
+        return [BuildSplit(task.evaluation, parts, _count_inputs(parts, task, {}))]
+    usable = UsableSequences.find(parts, task)
+    table, duplicates, held_out = usable.table, usable.duplicates, usable.held_out
+    splits = []
     if config.evaluation.eval_fraction:
-        threshold = np.uint64(int(config.evaluation.eval_fraction * 2**64))
-        held_out = ~_union(duplicates, held_out) & (table.holdout_hashes < threshold)
-        splits.append(_take_held_out(table, held_out, duplicates, training, config))
-    split = _take_copies(table, held_out, duplicates, training, setup.entries, config.pack.seed)
+        if task.is_only:
+            _check_held_out(table, held_out, config)
+        left_out = {**duplicates, "in_training": ~held_out & ~_union(duplicates, held_out)}
+        ledgers = _count_selected(table, task, left_out, np.zeros_like(held_out), held_out)
+        splits.append(BuildSplit(True, parts, ledgers, np.flatnonzero(held_out)))
+    quotas = task.quotas
+    if quotas is None:
+        (quotas,) = share_copies(task.settings.entries, usable.count_records(task)[None])
+    split = _take_copies(usable, task, quotas)
     return [*splits, replace(split, duplicates=_duplicate_records(table, duplicates))]
 
 
-def _take_all(evaluation: bool, parts: list[PartitionResult], inputs: list[int]) -> BuildSplit:
-    """Return a split with every sequence of some inputs once."""
-    numbers = set(inputs)
-    parts = [part for part in parts if part.partition.input in numbers]
-    return BuildSplit(evaluation, parts, inputs, _count_inputs(parts, inputs, {}))
+@dataclass(frozen=True, slots=True)
+class UsableSequences:
+    """The sequences of a group, and those of them that training may use.
+
+    Attributes:
+        table: All sequences.
+        duplicates: By reason, bool [n]: the sequences of records that equal an earlier one.
+        held_out: bool [n]; the sequences that are held out for evaluation.
+    """
+
+    table: SequenceTable
+    duplicates: dict[str, NDArray[np.bool_]]
+    held_out: NDArray[np.bool_]
+
+    @classmethod
+    def find(cls, parts: list[PartitionResult], task: GroupTask) -> UsableSequences:
+        """Find the usable sequences of a group.
+
+        Args:
+            parts: The partitions of the group, in order.
+            task: The group, whose settings request statistics.
+        """
+        config = task.settings.config
+        table = SequenceTable.from_parts(parts, task)
+        duplicates = {}
+        if task.duplicates is not None:
+            duplicates = read_duplicates(task.duplicates, table.record)
+        elif config.read.duplicates == "drop":
+            duplicates = _find_duplicates(table)
+        held_out = np.zeros(len(table.input), dtype=np.bool_)
+        if config.evaluation.eval_fraction:
+            threshold = np.uint64(int(config.evaluation.eval_fraction * 2**64))
+            held_out = ~_union(duplicates, held_out) & (table.holdout_hashes < threshold)
+        return cls(table, duplicates, held_out)
+
+    @property
+    def excluded(self) -> NDArray[np.bool_]:
+        """The sequences that training does not use: bool [n]."""
+        return self.held_out | _union(self.duplicates, self.held_out)
+
+    def count_records(self, task: GroupTask) -> NDArray[np.int64]:
+        """Return the number of usable records of each source: int64 [sources]."""
+        usable = ~self.excluded
+        _, first = np.unique(self.table.record[usable], return_index=True)
+        entries = self.table.entry[usable][first]
+        return np.bincount(entries, minlength=len(task.settings.entries)).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
-class _SequenceTable:
-    """All training sequences, in the order of the input.
+class SequenceTable:
+    """All sequences of a group, in the order of the input.
 
     Each array has one element per sequence.
     """
@@ -129,7 +170,8 @@ class _SequenceTable:
     near_hashes: NDArray[np.uint64]  # the hash of its record without whitespace, or empty
 
     @classmethod
-    def from_parts(cls, parts: list[PartitionResult], setup: Setup) -> _SequenceTable:
+    def from_parts(cls, parts: list[PartitionResult], task: GroupTask) -> SequenceTable:
+        """Return the table of a group, from its partitions in order."""
         stats = [part.stats for part in parts if part.stats is not None]
         sizes = [len(part.lengths) for part in parts]
         records = np.array([_count_numbers(part.counts) for part in parts], dtype=np.int64)
@@ -139,7 +181,7 @@ class _SequenceTable:
         return cls(
             parts=parts,
             input=inputs,
-            entry=np.array([each.entry for each in setup.inputs], dtype=np.int64)[inputs],
+            entry=np.array([each.entry for each in task.inputs], dtype=np.int64)[inputs],
             record=first_record + _concatenate([s.record for s in stats], np.int64),
             line_of=_concatenate([s.line_of for s in stats], np.int64),
             part=np.repeat(np.arange(len(parts)), sizes),
@@ -177,7 +219,7 @@ def _union(groups: dict[str, NDArray[np.bool_]], like: NDArray[np.bool_]) -> NDA
 # --- 1. duplicates --------------------------------------------------------------------------------
 
 
-def _find_duplicates(table: _SequenceTable) -> dict[str, NDArray[np.bool_]]:
+def _find_duplicates(table: SequenceTable) -> dict[str, NDArray[np.bool_]]:
     """Return the sequences of records that equal an earlier one, by reason: bool [n]."""
     exact = _has_earlier_equal(table.record, table.exact_hashes)
     near = _has_earlier_equal(table.record, table.near_hashes)
@@ -198,7 +240,7 @@ def _has_earlier_equal(record: NDArray[np.int64], hashes: NDArray[np.uint64]) ->
 
 
 def _duplicate_records(
-    table: _SequenceTable, duplicates: dict[str, NDArray[np.bool_]]
+    table: SequenceTable, duplicates: dict[str, NDArray[np.bool_]]
 ) -> dict[int, list[Rejected]]:
     """Return the duplicates for rejected.jsonl, by index of their partition."""
     found: dict[int, list[Rejected]] = {}
@@ -220,56 +262,44 @@ def _duplicate_records(
 # --- 2. held-out records --------------------------------------------------------------------------
 
 
-def _take_held_out(
-    table: _SequenceTable,
-    held_out: NDArray[np.bool_],
-    duplicates: dict[str, NDArray[np.bool_]],
-    inputs: list[int],
-    config: BuildConfig,
-) -> BuildSplit:
-    take = np.flatnonzero(held_out)
+def _check_held_out(table: SequenceTable, held_out: NDArray[np.bool_], config: BuildConfig) -> None:
     # Without any sequence, the error about the whole input says more.
-    if len(held_out) and (not len(take) or held_out.all()):
-        amount = "no record" if not len(take) else "every record"
-        fraction = setting("eval_fraction", config.evaluation.eval_fraction)
-        raise EmptyInput(
-            f"{fraction} holds out {amount} of {len(np.unique(table.record)):,}",
-            remedy=[
-                "use another fraction",
-                f"use another {setting('eval_seed')}",
-                f"name evaluation records with {setting('eval_input')}",
-            ],
-        )
-    left_out = {**duplicates, "in_training": ~held_out & ~_union(duplicates, held_out)}
-    extra = np.zeros_like(held_out)
-    ledgers = _count_selected(table, inputs, left_out, extra, held_out)
-    return BuildSplit(True, table.parts, inputs, ledgers, take)
+    if not len(held_out) or held_out.any() != held_out.all():
+        return
+    amount = "no record" if not held_out.any() else "every record"
+    fraction = setting("eval_fraction", config.evaluation.eval_fraction)
+    raise EmptyInput(
+        f"{fraction} holds out {amount} of {len(np.unique(table.record)):,}",
+        remedy=[
+            "use another fraction",
+            f"use another {setting('eval_seed')}",
+            f"name evaluation records with {setting('eval_input')}",
+        ],
+    )
 
 
 # --- 3. copies of the other records ---------------------------------------------------------------
 
 
-def _take_copies(
-    table: _SequenceTable,
-    held_out: NDArray[np.bool_],
-    duplicates: dict[str, NDArray[np.bool_]],
-    inputs: list[int],
-    entries: list[SourceEntry],
-    seed: int,
-) -> BuildSplit:
-    excluded = held_out | _union(duplicates, held_out)
-    copies = np.where(excluded, 0, _count_copies(table, excluded, entries, seed))
+def _take_copies(usable: UsableSequences, task: GroupTask, quotas: Sequence[Quota]) -> BuildSplit:
+    table, excluded = usable.table, usable.excluded
+    seed = task.settings.config.pack.seed
+    copies = np.where(excluded, 0, _count_copies(table, excluded, quotas, seed))
     # All sequences once, then those with a second copy, and so on: this keeps the copies of a
     # record apart.
     rounds = [np.flatnonzero(copies > done) for done in range(int(copies.max(initial=0)))]
-    left_out = {**duplicates, "held_out": held_out, "not_sampled": (copies == 0) & ~excluded}
+    left_out = {
+        **usable.duplicates,
+        "held_out": usable.held_out,
+        "not_sampled": (copies == 0) & ~excluded,
+    }
     extra = np.maximum(copies - 1, 0)
-    ledgers = _count_selected(table, inputs, left_out, extra, copies)
-    return BuildSplit(False, table.parts, inputs, ledgers, _concatenate(rounds, np.int64))
+    ledgers = _count_selected(table, task, left_out, extra, copies)
+    return BuildSplit(False, table.parts, ledgers, _concatenate(rounds, np.int64))
 
 
 def _count_copies(
-    table: _SequenceTable, excluded: NDArray[np.bool_], entries: list[SourceEntry], seed: int
+    table: SequenceTable, excluded: NDArray[np.bool_], quotas: Sequence[Quota], seed: int
 ) -> NDArray[np.int64]:
     """Return the number of copies of each sequence: int64 [n].
 
@@ -278,7 +308,7 @@ def _count_copies(
     Args:
         table: The sequences.
         excluded: bool [n]; sequences that are not in the build.
-        entries: The sources, with their repeats and weights.
+        quotas: The quota of each source.
         seed: The seed that selects the records with one copy more than others.
     """
     # 1. The usable records of each source.
@@ -288,59 +318,25 @@ def _count_copies(
     usable = np.ones(len(records), dtype=np.bool_)
     usable[record_of] = ~excluded
     # 2. The copies of each source, and from them, those of each record.
-    factors = _copies_per_entry(entries, np.bincount(entry[usable], minlength=len(entries)))
     copies = np.zeros(len(records), dtype=np.int64)
-    for number, factor in enumerate(factors):
+    for number, quota in enumerate(quotas):
         indices = np.flatnonzero(usable & (entry == number))
-        copies[indices] = int(factor)
-        remainder = round(factor * len(indices)) - int(factor) * len(indices)
-        if remainder:
+        copies[indices] = quota.copies
+        if quota.extra:
             # Selected by a hash of the position in the source, so that the content of other sources
             # does not matter.
             keys = hash64_array(records[indices] - records[indices[0]], seed)
-            copies[indices[np.argsort(keys, kind="stable")[:remainder]]] += 1
+            copies[indices[np.argsort(keys, kind="stable")[: quota.extra]]] += 1
     # 3. Back to sequences.
     return copies[record_of]
-
-
-def _copies_per_entry(entries: list[SourceEntry], usable: NDArray[np.int64]) -> list[float]:
-    """Return how often each source is used, as a fraction of its usable records.
-
-    Of the sources with a weight, the one with the fewest records in relation to its weight is used
-    completely; the others are used in proportion to it.
-
-    Args:
-        entries: The sources.
-        usable: int64 [sources]; the number of usable records of each source.
-
-    Raises:
-        EmptyInput: A source with a weight has no usable record.
-    """
-    factors = [entry.repeat for entry in entries]
-    weights = [entry.weight for entry in entries]
-    if all(weight is None for weight in weights):
-        return factors
-    for entry, number in zip(entries, usable.tolist(), strict=True):
-        if entry.weight is not None and not number:
-            raise EmptyInput(
-                f"the source {entry.name} has a weight, but no usable record",
-                remedy="check its records, or remove it from the sources",
-            )
-    unit = min(
-        usable[n] * factors[n] / weight for n, weight in enumerate(weights) if weight is not None
-    )
-    return [
-        factors[n] if weight is None else weight * unit / usable[n]
-        for n, weight in enumerate(weights)
-    ]
 
 
 # --- ledgers --------------------------------------------------------------------------------------
 
 
 def _count_selected(
-    table: _SequenceTable,
-    inputs: list[int],
+    table: SequenceTable,
+    task: GroupTask,
     left_out: dict[str, NDArray[np.bool_]],
     extra: NDArray[Any],
     copies: NDArray[Any],
@@ -349,15 +345,15 @@ def _count_selected(
 
     Args:
         table: The sequences.
-        inputs: The numbers of the inputs.
+        task: The group.
         left_out: By reason, bool [n]; sequences that are not in the split.
         extra: [n]; the copies of each sequence beyond the first one.
         copies: [n]; the copies of each sequence.
     """
-    changes: dict[int, Counter[str]] = {number: Counter() for number in inputs}
+    changes: dict[int, Counter[str]] = {number: Counter() for number in range(len(task.inputs))}
 
     def add(name: str, values: NDArray[Any]) -> None:
-        sums = np.bincount(table.input, weights=values, minlength=len(inputs))
+        sums = np.bincount(table.input, weights=values, minlength=len(changes))
         for number, total in enumerate(sums.tolist()):
             changes[number][name] += round(total)
 
@@ -373,17 +369,17 @@ def _count_selected(
     add("sequences", difference)
     add("tokens", difference * table.lengths)
     add("trained_tokens", difference * table.targets)
-    return _count_inputs(table.parts, inputs, changes)
+    return _count_inputs(table.parts, task, changes)
 
 
 def _count_inputs(
-    parts: list[PartitionResult], inputs: list[int], changes: dict[int, Counter[str]]
+    parts: list[PartitionResult], task: GroupTask, changes: dict[int, Counter[str]]
 ) -> list[Ledger]:
-    """Return the ledger of each input, including the changes.
+    """Return the ledger of each input of a group, including the changes.
 
     It is the sum of the counts of its partitions and the changes.
     """
-    counts_of: dict[int, Counter[str]] = {number: Counter() for number in inputs}
+    counts_of: dict[int, Counter[str]] = {n: Counter() for n in range(len(task.inputs))}
     for part in parts:
         counts = counts_of[part.partition.input]
         counts.update(part.counts)

@@ -94,6 +94,9 @@ def collect_stats(
 # --- the histogram of lengths ---------------------------------------------------------------------
 
 
+_LENGTH_COUNTS = ("sequences", "tokens", "trained_tokens")
+
+
 @lru_cache(maxsize=8)
 def length_bounds(limit: LengthLimit) -> NDArray[np.int64]:
     """Return the lengths at the ends of the histogram bins: int64 [bins].
@@ -174,9 +177,23 @@ def describe_lengths(histograms: Iterable[NDArray[np.int64]], limit: LengthLimit
     for histogram in histograms:
         total[:, : histogram.shape[1]] += histogram
     is_filled = total.any(axis=0)
-    names = ("sequences", "tokens", "trained_tokens")
     return {
         "model_limit": limit.model_limit,
         "up_to": bounds[is_filled].tolist(),
-        **{name: row[is_filled].tolist() for name, row in zip(names, total, strict=True)},
+        **{name: row[is_filled].tolist() for name, row in zip(_LENGTH_COUNTS, total, strict=True)},
     }
+
+
+def sum_lengths(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+    """Return the sum of two results of `describe_lengths` with one limit; the first may be {}."""
+    if not left:
+        return right
+    up_to = sorted({*left["up_to"], *right["up_to"]})
+    total: dict[str, Any] = {"model_limit": left["model_limit"], "up_to": up_to}
+    for name in _LENGTH_COUNTS:
+        sums = dict.fromkeys(up_to, 0)
+        for lengths in (left, right):
+            for bound, number in zip(lengths["up_to"], lengths[name], strict=True):
+                sums[bound] += number
+        total[name] = [*sums.values()]
+    return total

@@ -10,7 +10,6 @@ import datetime
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from sftprep.config.build import BuildConfig, FormatConfig, SourceEntry
 from sftprep.config.user_functions import resolve_function
 from sftprep.core.notices import Notice
 from sftprep.errors import ConfigError, TemplateError, setting, source_name
-from sftprep.pipeline.inputs import Input, check_expected_size, find_inputs
-from sftprep.pipeline.output.manifest import manifest_facts
+from sftprep.pipeline.inputs import Input, find_inputs
+from sftprep.pipeline.output.manifest import manifest_facts, manifest_settings
 from sftprep.pipeline.overlong import LengthLimit
 from sftprep.recipe import Recipe
 from sftprep.records.formats import FORMATS, detect_format, keys_read
@@ -37,6 +36,7 @@ from sftprep.render.compatibility import (
     trained_part,
     uses_template,
 )
+from sftprep.shards.manifest_size import check_manifest_size
 from sftprep.sources.partition import Source, first_lines
 from sftprep.sources.peek import RECORDS_TO_INSPECT, first_records
 from sftprep.tokenize.loading.load import TokenizerSpec, load_tokenizer
@@ -112,9 +112,9 @@ def prepare_setup(
         )
     _check_has_tokenizer(config)
     inputs, entries = find_inputs(config, data, eval_data)
-    check_size = partial(check_expected_size, config, inputs, entries)
+    settings = manifest_settings(config, [each.source.name for each in inputs])
     # Checked before the inputs are opened, which takes long if there are many of them.
-    check_size({})
+    check_manifest_size({"config": settings})
     recipe_numbers: dict[FormatConfig, int] = {}
     recipes: list[Recipe] = []
     narrowed_inputs: list[Input] = []
@@ -129,7 +129,7 @@ def prepare_setup(
             recipe_numbers[entry_format] = len(recipes)
             recipe, encoder = prepare_recipe(entry_config)
             if not recipes:
-                check_size(manifest_facts(recipe, encoder))
+                check_manifest_size({"config": settings, **manifest_facts(recipe, encoder)})
             recipes.append(recipe)
         number = recipe_numbers[entry_format]
         recipe_of.append(number)

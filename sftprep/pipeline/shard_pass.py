@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.config.build import BuildConfig
+from sftprep.core.atomic_write import storage_errors
 from sftprep.core.hashing import seeded_permutation
 from sftprep.core.ragged import Ragged, to_offsets
 from sftprep.core.types import Flag
@@ -24,7 +25,7 @@ from sftprep.packing.strategies import PackPlan
 from sftprep.pipeline.executors.base import Executor, map_checked
 from sftprep.pipeline.plan_pass import plan_packs
 from sftprep.pipeline.spill import map_spill, spill_path
-from sftprep.shards.manifest import ShardInfo
+from sftprep.shards.group import ShardInfo
 from sftprep.shards.schema import ORIGIN_BITS
 from sftprep.shards.writer import ShardRows, write_shard
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # workers do not need the modules that it imports
 Progress = Callable[[str, int, int], None]
 """A callback with the name of a pass, the work done, and the work in total: bytes or shards."""
 
+_SHARD_TOKENS = 4 << 20
 _MOST_TOKENS = 2**31 - 1
 """The offsets in a shard are int32."""
 
@@ -46,13 +48,13 @@ class WrittenPacks:
         plan: The plan.
         order: int64 [packs]; the numbers of the packs in the order in which they are stored.
         shards: The shards.
-        max_id: The highest token id.
+        max_id: The highest token id; None without a token.
     """
 
     plan: PackPlan
     order: NDArray[np.int64]
     shards: tuple[ShardInfo, ...]
-    max_id: int
+    max_id: int | None
 
 
 def write_packs(
@@ -63,9 +65,11 @@ def write_packs(
     spills: Path,
     executor: Executor,
     progress: Progress,
-    check_shards: Callable[[int], None],
+    check_size: Callable[[int, int], None],
+    *,
+    seed: int,
 ) -> WrittenPacks:
-    """Plan the packs of a split and write its shards.
+    """Plan the packs of a group and write its shards.
 
     Args:
         split: The split.
@@ -75,20 +79,25 @@ def write_packs(
         spills: The folder of the spills.
         executor: The executor for the shards.
         progress: The progress callback.
-        check_shards: Called with the number of shards before the first one is written.
+        check_size: Called with the number of shards and of packs before the first one is written.
+        seed: The seed of the order of the packs.
 
     Raises:
         StorageError: A shard cannot be written.
         ConfigError: A shard would have more tokens than its offsets can count.
     """
     plan = plan_packs(split.parts, config, max_length, split.take)
+    if not plan.num_bins:
+        return WrittenPacks(plan, np.arange(0), (), max_id=None)
     if config.pack.order == "keep":
         order = np.arange(plan.num_bins)
     else:
         # Best-fit decreasing opens packs in the order of length, so packs are shuffled.
-        order = seeded_permutation(plan.num_bins, config.pack.seed)
+        order = seeded_permutation(plan.num_bins, seed)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     tasks = _ShardTasks(split, plan, order, config, max_length, folder, spills)
-    check_shards(len(tasks))
+    check_size(len(tasks), plan.num_bins)
     shards: dict[int, _WrittenShard] = {}
     for shard in map_checked(executor, write_one_shard, tasks):
         shards[shard.index] = shard
@@ -213,7 +222,7 @@ def _first_tokens(split: BuildSplit, sequences: NDArray[np.int64]) -> NDArray[np
     return np.concatenate(starts)[sequences].astype(np.int64)
 
 
-def _shard_offsets(token_ends: NDArray[np.int64], shard_tokens: int) -> list[int]:
+def _shard_offsets(token_ends: NDArray[np.int64], shard_tokens: int | None) -> list[int]:
     """Return the first pack of each shard, and the number of packs at the end.
 
     A shard ends with the pack that fills it. All shards have about the same size, so that the
@@ -221,12 +230,15 @@ def _shard_offsets(token_ends: NDArray[np.int64], shard_tokens: int) -> list[int
 
     Args:
         token_ends: int64 [packs]; the number of tokens up to the end of each pack.
-        shard_tokens: The largest number of tokens in a shard, approximately.
+        shard_tokens: The largest number of tokens in a shard, approximately; None for 4 M, and 16 M
+            in a group of 64 M or more.
 
     Example:
         token_ends = [4, 8, 12, 16], shard_tokens = 10  ->  [0, 2, 4]
     """
     total = int(token_ends[-1]) if len(token_ends) else 0
+    if shard_tokens is None:
+        shard_tokens = _SHARD_TOKENS if total < 16 * _SHARD_TOKENS else 4 * _SHARD_TOKENS
     shard_tokens = -(-total // max(1, -(-total // shard_tokens)))
     offsets, done = [0], 0
     while offsets[-1] < len(token_ends):

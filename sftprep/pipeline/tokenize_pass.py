@@ -100,6 +100,7 @@ class PartitionResult:
         flags: uint8 [sequences], the flags of each sequence; None if all are 0.
         first_lines: By the name of a count, the line of the first record that it counts.
         unread_columns: The columns with content that the format does not read.
+        selection: The digest of the choice of the sequences; "" if it has all of the partition.
     """
 
     partition: Partition
@@ -119,6 +120,31 @@ class PartitionResult:
     flags: NDArray[np.uint8] | None = None
     first_lines: dict[str, int] = dataclasses.field(default_factory=dict)
     unread_columns: list[str] = dataclasses.field(default_factory=list)
+    selection: str = ""
+
+    def take_sequences(self, is_taken: NDArray[np.bool_]) -> PartitionResult:
+        """Return the result with some of its sequences, and without its rejected records.
+
+        Args:
+            is_taken: bool [sequences].
+        """
+        rows = np.arange(len(self.lengths), dtype=np.int32) if self.rows is None else self.rows
+        positions = self.lane_positions
+        return dataclasses.replace(
+            self,
+            lengths=self.lengths[is_taken],
+            rows=rows[is_taken],
+            starts=None if self.starts is None else self.starts[is_taken],
+            flags=None if self.flags is None else self.flags[is_taken],
+            lane_positions=(
+                None
+                if positions is None
+                else dataclasses.replace(positions, numbers=positions.numbers[is_taken])
+            ),
+            rejected=[],
+            stats=None,
+            selection=xxhash.xxh3_128_hexdigest(np.packbits(is_taken).tobytes()),
+        )
 
 
 def tokenize_partition(task: TokenizeTask) -> PartitionResult:

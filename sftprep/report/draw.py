@@ -53,7 +53,7 @@ def draw_pack(
         _bar(pack, manifest.max_length, color=color),
     ]
     for number, start, end in _sequence_bounds(pack):
-        file, line = _locate(int(pack.origin[number]), manifest)
+        file, line = _locate(int(pack.origin[number]), manifest, index)
         mask = pack.completion_mask[start:end]
         # The first token of a sequence is never a target, because nothing predicts it.
         targets = f"{np.count_nonzero(mask[1:]):,} trained{_describe_weights(pack, start, end)}"
@@ -77,7 +77,7 @@ def pack_data(
     """
     sequences = []
     for number, start, end in _sequence_bounds(pack):
-        file, line = _locate(int(pack.origin[number]), manifest)
+        file, line = _locate(int(pack.origin[number]), manifest, index)
         ids, mask = pack.input_ids[start:end].tolist(), pack.completion_mask[start:end].tolist()
         runs = [{"trained": trained, "text": decode(run)} for trained, run in _runs(ids, mask)]
         data = {"file": file, "line": line, "input_ids": ids, "completion_mask": mask, "runs": runs}
@@ -96,10 +96,10 @@ def _sequence_bounds(pack: Pack) -> Iterator[tuple[int, int, int]]:
     yield from zip(range(len(ends)), starts.tolist(), ends.tolist(), strict=True)
 
 
-def _locate(origin: int, manifest: Manifest) -> tuple[str, int]:
+def _locate(origin: int, manifest: Manifest, pack: int) -> tuple[str, int]:
     """Return the file and line of a record, or raise ShardError if unknown."""
     try:
-        return manifest.locate(origin)
+        return manifest.locate(origin, pack % manifest.rows)
     except IndexError as error:
         raise ShardError(
             f"a sequence has the origin {origin}, which is not a record of the inputs",

@@ -13,18 +13,27 @@ from sftprep.core.regular_files import read_regular_file
 
 MANIFEST_NAME = "manifest.json"
 SHARD_FOLDER = "shards"
+GROUP_FOLDER = "groups"
+REJECTED_FOLDER = "rejected"
 EVAL_FOLDER = "eval"
 WORK_FOLDER = "spill"  # contains everything that an unfinished build writes
 MARKER_NAME = "build.json"
 LOCK_NAME = "lock"
 COMMIT_NAME = "commit.json"
-REJECTED_NAME = "rejected.jsonl"
 SPILL_PATTERN = r"[0-9a-f]{40}\.arrow"  # names of spills in the work folder
 EVAL_MANIFEST_PATTERN = r"manifest-[0-9a-f]{16}\.json"  # names of manifests in the folder `eval`
+KEY_PATTERN = r"[0-9a-f]{16}"  # keys of groups, see `Group.key`
 RECIPE_PATTERN = r"recipe-[0-9a-f]{16}\.jsonl"  # names of recipes in the work folder
 
+BUILD_FOLDERS = re.compile(
+    rf"({EVAL_FOLDER}/)?({SHARD_FOLDER}(/{KEY_PATTERN})?|{GROUP_FOLDER}|{REJECTED_FOLDER})"
+    rf"|{EVAL_FOLDER}"
+)
+"""The folders of a build, by their path in the output folder or in the work folder."""
+
 LARGEST_MANIFEST = 64 * 1024 * 1024
-"""Size limit of a manifest in bytes: a larger one is neither read nor written."""
+"""Size limit of a manifest, or of the file of a group, in bytes: a larger one is neither read nor
+written."""
 
 # Content of the marker file, by whether a build created the work folder. These bytes are compared
 # exactly, so a change would turn the work folders of earlier versions into folders of a user.
@@ -102,6 +111,11 @@ def manifest_file(root: Path) -> Path:
 def has_manifest(path: Path) -> bool:
     """Return whether a file is the manifest of a build."""
     return {"format_version", "sftprep_version"} <= _read_json_object(path).keys()
+
+
+def has_group(path: Path) -> bool:
+    """Return whether a file is that of a group of a build."""
+    return {"key", "config_digest", "shards"} <= _read_json_object(path).keys()
 
 
 def _read_json_object(path: Path) -> dict[str, Any]:

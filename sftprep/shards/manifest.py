@@ -1,6 +1,7 @@
 """The manifest: the mark of a finished build in a folder of shards.
 
-It is written last, and readers follow only the manifest, so they never see half of a build.
+It is written last, and readers follow only the manifest, so they never see half of a build. It
+names the groups of the build; the shards of a group are listed in the file of the group.
 """
 
 from __future__ import annotations
@@ -9,61 +10,70 @@ import dataclasses
 import json
 import os
 import re
+from array import array
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
+
+import xxhash
 
 from sftprep.config.validation import check_local_path
 from sftprep.core.regular_files import read_regular_file
 from sftprep.errors import ManifestError
+from sftprep.shards.group import Group, InputInfo, ShardInfo, check_shards, read_group
+from sftprep.shards.json_fields import (
+    NOT_STORED,
+    FieldError,
+    check_field,
+    is_stored,
+    parse_fields,
+)
 from sftprep.shards.layout import LARGEST_MANIFEST, MANIFEST_NAME, manifest_file
 from sftprep.shards.ledger import Ledger
-from sftprep.shards.schema import ORIGIN_BITS, SHARD_NAME
 
 FORMAT_VERSION = "2.0"
 _READ_MAJORS = ("1", "2")
+if TYPE_CHECKING:
+    PackCounts = array[int]
+else:
+    PackCounts = array  # before Python 3.12, it is not generic when the program runs
+_CHECKSUM = re.compile(rb',\n "checksum": "([0-9a-f]{32})"\n}\n\Z')
 
 
 @dataclass(frozen=True, slots=True)
-class ShardInfo:
-    """The entry of one shard file in the manifest."""
+class SourceInfo:
+    """A source of a build: an entry of a mixture, or an input."""
 
-    name: str  # file name in the folder `shards`
-    rows: int  # packs
+    name: str
+    weight: float | None  # its share of the records, relative to the other sources with a weight
+    records: int  # that were read
+    sequences: int  # that were packed, and their tokens
     tokens: int
-    trained_tokens: int  # targets of the loss, see `Ledger.trained_tokens`
-    bytes: int
-    sha256: str  # of the whole file, in hex
-    xxh3: str  # of the whole file, 128 bits in hex; faster, so readers check this one
+    trained_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
-class InputInfo:
-    """The entry of one input file, or of data in memory, in the manifest."""
+class GroupEntry:
+    """The entry of a group in the manifest."""
 
-    path: str
-    bytes: int
-    digest: str  # of the content that was read
-    format: str
-    first_ordinal: int  # the number of lines in all inputs before this one
-    lines: int
-    records: int
-    source: str = ""  # the entry of a mixture that the input belongs to
-    accounting: Ledger = field(default_factory=Ledger)  # empty before version 1.1
-    limit: int | None = None  # the most records that were read of its source
-    # By the name of a count, such as `warnings.double_bos`, or `dropped.too_short` of a transform:
-    # the line of the first record that it counts, from 1.
-    first_lines: dict[str, int] = field(default_factory=dict)
-    slices: tuple[int, ...] = ()  # the number of lines in each slice; empty before version 2.0
+    key: str  # 16 hex digits, see `Group.key`
+    digest: str  # SHA-256 of the file of the group, in hex
+    packs: PackCounts  # of each shard
+    tokens: int
+    trained_tokens: int
+    bytes: int  # of all shards
+    # The lines of its first input in the groups before it: a large file belongs to several groups.
+    lines_before: int = 0
+    rejected: str = ""  # SHA-256 of the file of its rejected records; "" without such a file
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The content of a manifest: the origin of a build and its files."""
+    """The content of a manifest: the origin of a build and its groups."""
 
     config: dict[str, Any]  # the settings that determine the bytes of the build
     config_digest: str
@@ -73,15 +83,18 @@ class Manifest:
     chat_template: str | None
     encoder: dict[str, Any]  # the encoder that was used, and how it was checked
     template: dict[str, Any]  # digest of the chat template, and how it was run
-    inputs: tuple[InputInfo, ...]
     accounting: Ledger  # the sum of the ledgers of all inputs
-    plan: dict[str, Any]  # strategy, packs, fill, seed and digest of the packing
+    plan: dict[str, Any]  # strategy, packs, fill and seed of the packing
     max_length: int  # tokens per pack at most
     rows: int  # packs of all shards
     tokens: int
     trained_tokens: int
-    shards: tuple[ShardInfo, ...]
     sftprep_version: str
+    # The SHA-256, in hex, of the SHA-256 of all shards in order. It identifies the packs, and
+    # depends on neither the place of the build nor the names of its inputs.
+    data_digest: str = ""
+    groups: tuple[GroupEntry, ...] = ()
+    sources: tuple[SourceInfo, ...] = ()  # empty before version 2.0
     format_version: str = FORMAT_VERSION
     # Histogram of the lengths of the sequences before they were cut; empty in older builds.
     lengths: dict[str, Any] = field(default_factory=dict)
@@ -93,7 +106,11 @@ class Manifest:
     functions: dict[str, Any] = field(default_factory=dict)
     # The digest of the file that it was read from; "" if it was not read. A later version may write
     # the same manifest with more fields.
-    file_digest: str = field(default="", compare=False, repr=False)
+    file_digest: str = field(default="", compare=False, repr=False, metadata=NOT_STORED)
+    # The folder with the files of the groups.
+    folder: Path | None = field(default=None, compare=False, repr=False, metadata=NOT_STORED)
+    # The only group of a build before version 2.0, whose manifest has its fields.
+    single_group: Group | None = field(default=None, repr=False, metadata=NOT_STORED)
 
     @property
     def digest(self) -> str:
@@ -104,30 +121,67 @@ class Manifest:
         return self.file_digest or sha256(self.to_json()).hexdigest()
 
     @property
-    def data_digest(self) -> str:
-        """Return the SHA-256, in hex, of the SHA-256 of all shards in order.
+    def has_slices(self) -> bool:
+        """Return whether origins name slices, as they do since version 2.0."""
+        return self.single_group is None
 
-        It identifies the packs, and depends on neither the place of the build nor the names of its
-        inputs.
+    @property
+    def inputs(self) -> tuple[InputInfo, ...]:
+        """The inputs of all groups, in order; the ranges of a large file as one input.
+
+        Raises:
+            ManifestError: The file of a group is missing or damaged.
         """
-        digests = (bytes.fromhex(shard.sha256) for shard in self.shards)
-        return sha256(b"".join(digests)).hexdigest()
+        found: list[InputInfo] = []
+        for group in self.read_groups():
+            for info in group.inputs:
+                if info.start and found:
+                    found[-1] = found[-1].followed_by(info)
+                else:
+                    found.append(info)
+        return tuple(found)
+
+    @property
+    def shards(self) -> tuple[ShardInfo, ...]:
+        """The shards of all groups, in order.
+
+        Raises:
+            ManifestError: The file of a group is missing or damaged.
+        """
+        return tuple(shard for group in self.read_groups() for shard in group.shards)
+
+    def read_group(self, number: int) -> Group:
+        """Return a group, from its file.
+
+        Args:
+            number: The number of the group, from 0.
+
+        Raises:
+            ManifestError: The file is missing or damaged.
+        """
+        if self.single_group is not None:
+            return self.single_group
+        assert self.folder is not None, "this manifest was not read from a build"
+        entry = self.groups[number]
+        return read_group(self.folder, entry.key, entry.digest)
+
+    def read_groups(self) -> Iterator[Group]:
+        """Yield the groups in order, read one after the other."""
+        return (self.read_group(number) for number in range(len(self.groups)))
 
     def to_json(self) -> bytes:
-        """Return the bytes of the manifest: UTF-8 JSON with sorted keys.
+        """Return the bytes of the manifest: UTF-8 JSON with sorted keys, and a checksum at its end.
 
         They are the same everywhere.
         """
-        values = dataclasses.asdict(self)
-        del values["file_digest"]
-        values["data_digest"] = self.data_digest
+        values = dataclasses.asdict(dataclasses.replace(self, folder=None, single_group=None))
+        for declared in dataclasses.fields(self):
+            if not is_stored(declared):
+                del values[declared.name]
+        for group in values["groups"]:
+            group["packs"] = list(group["packs"])
         text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False)
-        return f"{text}\n".encode()
-
-    @property
-    def has_slices(self) -> bool:
-        """Return whether origins name slices, as they do since version 2.0."""
-        return not self.format_version.startswith("1.")
+        return seal(text.encode())
 
     def locate_warning(self, kind: str) -> tuple[str, int] | None:
         """Return the file and 1-based line of the first record with a warning.
@@ -141,39 +195,53 @@ class Manifest:
 
         Return None if it is not known.
         """
-        for info in self.inputs:
-            line = info.first_lines.get(count)
-            if line is not None:
-                return info.path, line
+        for entry, group in zip(self.groups, self.read_groups(), strict=True):
+            for info in group.inputs:
+                line = info.first_lines.get(count)
+                if line is not None:
+                    return info.path, line + (entry.lines_before if info.start else 0)
         return None
 
-    def locate(self, origin: int) -> tuple[str, int]:
+    def locate(self, origin: int, pack: int = 0) -> tuple[str, int]:
         """Return the file and the 1-based line of a record.
 
         Args:
-            origin: The origin of the record: `slice << ORIGIN_BITS | line`, where the slices of all
-                inputs are numbered from 0, and the lines of a slice too. Before version 2.0, it is
-                the number of lines before the record, in all inputs.
+            origin: The origin of the record, see `Group.locate`. Before version 2.0, it is the
+                number of lines before the record, in all inputs.
+            pack: The index of a pack with the record: each group numbers its slices.
 
         Raises:
             IndexError: No record has this origin.
         """
-        if self.has_slices:
-            return self._locate_in_slice(origin >> ORIGIN_BITS, origin & ((1 << ORIGIN_BITS) - 1))
-        starts = [info.first_ordinal for info in self.inputs]
-        # An input without lines has the same first ordinal as the next one; bisect_right skips it.
-        index = bisect_right(starts, origin) - 1
-        if index < 0 or not 0 <= origin - starts[index] < self.inputs[index].lines:
-            raise IndexError(f"no record has the ordinal {origin}")
-        return self.inputs[index].path, origin - starts[index] + 1
+        if self.single_group is not None:
+            return _locate_by_ordinal(self.single_group.inputs, origin)
+        number = bisect_right([*accumulate(sum(entry.packs) for entry in self.groups)], pack)
+        if not pack >= 0 or number == len(self.groups):
+            raise IndexError(f"pack {pack} of {self.rows}")
+        group = self.read_group(number)
+        path, line = group.locate(origin)
+        first = group.inputs[0]
+        is_continued = first.start and path == first.path
+        return path, line + (self.groups[number].lines_before if is_continued else 0)
 
-    def _locate_in_slice(self, number: int, line: int) -> tuple[str, int]:
-        found = number
-        for info in self.inputs:
-            if 0 <= found < len(info.slices) and line < info.slices[found]:
-                return info.path, sum(info.slices[:found]) + line + 1
-            found -= len(info.slices)
-        raise IndexError(f"no record is in line {line} of slice {number}")
+
+def _locate_by_ordinal(inputs: tuple[InputInfo, ...], origin: int) -> tuple[str, int]:
+    starts = [info.first_ordinal for info in inputs]
+    # An input without lines has the same first ordinal as the next one; bisect_right skips it.
+    index = bisect_right(starts, origin) - 1
+    if index < 0 or not 0 <= origin - starts[index] < inputs[index].lines:
+        raise IndexError(f"no record has the ordinal {origin}")
+    return inputs[index].path, origin - starts[index] + 1
+
+
+def seal(content: bytes) -> bytes:
+    """Return the content of a manifest with a checksum of the bytes before it.
+
+    Args:
+        content: A JSON object, as `json.dumps` writes it with an indent of 1.
+    """
+    content = content.removesuffix(b"\n}")
+    return content + f',\n "checksum": "{xxhash.xxh3_128_hexdigest(content)}"\n}}\n'.encode()
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
@@ -197,7 +265,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
                 f"{path} is larger than {LARGEST_MANIFEST >> 20} MiB, so sftprep did not write it",
                 remedy="run the build again",
             )
-        values = json.loads(content)
+        manifest = _parse_manifest(content, path)
     except (FileNotFoundError, NotADirectoryError) as error:
         problem = (
             "is not a finished build: it has no manifest.json"
@@ -226,11 +294,18 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
             f"{path} is damaged: its content is not what was written",
             remedy="remove the folder, and build again",
         )
-    return dataclasses.replace(_parse_manifest(values, path), file_digest=file_digest)
+    return dataclasses.replace(manifest, file_digest=file_digest, folder=path.parent)
 
 
-def _parse_manifest(values: Any, path: Path) -> Manifest:
-    """Validate the JSON values of a manifest, since readers rely on every field."""
+def _parse_manifest(content: bytes, path: Path) -> Manifest:
+    """Validate the content of a manifest, since readers rely on every field.
+
+    Raises:
+        ValueError: It is not JSON.
+        RecursionError: It is nested too deeply.
+        ManifestError: It has another version, or a field has another type.
+    """
+    values = json.loads(content, object_hook=_compact_packs)
     version = str(values.get("format_version", "")) if isinstance(values, dict) else ""
     major = version.partition(".")[0]
     if major not in _READ_MAJORS:
@@ -239,135 +314,77 @@ def _parse_manifest(values: Any, path: Path) -> Manifest:
             remedy="update sftprep" if major.isdigit() else "remove the folder, and build again",
         )
     try:
-        manifest: Manifest = _parse(Manifest, values, "")
+        if major != "1":
+            _check_checksum(content)
+            manifest: Manifest = parse_fields(Manifest, values, "")
+        else:
+            manifest = _parse_version_1(values, path)
         for name, (kind, required) in _TOKENIZER_FIELDS.items():
             if required or name in manifest.tokenizer:
-                _check(kind, manifest.tokenizer.get(name), f"tokenizer.{name}")
+                check_field(kind, manifest.tokenizer.get(name), f"tokenizer.{name}")
         if manifest.tokenizer.get("max_id", -1) != -1:  # -1 in a build without a token
-            _check(int, manifest.tokenizer["max_id"], "tokenizer.max_id")
-        _check(int, manifest.plan.get("cuts", 0), "plan.cuts")
+            check_field(int, manifest.tokenizer["max_id"], "tokenizer.max_id")
+        check_field(int, manifest.plan.get("cuts", 0), "plan.cuts")
         if manifest.eval:
-            _check(str, manifest.eval.get("folder"), "eval.folder")
-            _check(str, manifest.eval.get("digest"), "eval.digest")
-        for number, shard in enumerate(manifest.shards):
-            if not _SHA256.fullmatch(shard.sha256):
-                raise _FieldError(f"shards[{number}].sha256 is {_shorten(shard.sha256)}")
-        if values.get("data_digest", manifest.data_digest) != manifest.data_digest:
-            raise _FieldError("data_digest is not that of its shards")
-    except _FieldError as error:
+            check_field(str, manifest.eval.get("folder"), "eval.folder")
+            check_field(str, manifest.eval.get("digest"), "eval.digest")
+        for number, entry in enumerate(manifest.groups):
+            # A name such as ../../etc/passwd would make readers open files outside the folder.
+            if manifest.has_slices and not _KEY.fullmatch(entry.key):
+                raise FieldError(f"groups[{number}].key is {entry.key!a:.40}")
+    except FieldError as error:
         raise ManifestError(
             f"{path} is damaged: {error}", remedy="remove the folder, and build again"
         ) from error
-    for shard in manifest.shards:
-        # A name such as ../../etc/passwd would make readers open files outside the folder.
-        if not SHARD_NAME.fullmatch(shard.name):
-            raise ManifestError(
-                f"{path} lists a shard with the name {shard.name!r}",
-                remedy="do not use this folder: its manifest was tampered with",
-            )
     return manifest
 
 
-class _FieldError(Exception):
-    """A missing field of a manifest, or one with another type."""
+def _check_checksum(content: bytes) -> None:
+    found = _CHECKSUM.search(content)
+    if found is None:
+        raise FieldError("it has no checksum at its end")
+    if xxhash.xxh3_128_hexdigest(content[: found.start()]).encode() != found[1]:
+        raise FieldError("its content is not what was written")
 
 
-def _parse(kind: Any, values: Any, prefix: str) -> Any:
-    """Return a dataclass with the checked values of a JSON object.
-
-    Args:
-        kind: A dataclass of this module.
-        values: The value in the manifest.
-        prefix: What precedes the names of its fields in an error, such as `inputs[0].`.
-
-    Raises:
-        _FieldError: A field is missing, or has another type.
-    """
-    if not isinstance(values, dict):
-        raise _FieldError(f"{prefix.rstrip('.') or 'it'} is {_shorten(values)}, not an object")
-    types = _types_of_fields(kind)
-    parsed = {}
-    # Fields of `values` that are unknown here are ignored: a later minor version may add some.
-    for declared in dataclasses.fields(kind):
-        name = declared.name
-        if name in values:
-            parsed[name] = _parse_field(types[name], values[name], prefix + name)
-        elif declared.default is declared.default_factory is dataclasses.MISSING:
-            raise _FieldError(f"{prefix}{name} is missing")
-    return kind(**parsed)
-
-
-def _parse_field(kind: Any, value: Any, name: str) -> Any:
-    if kind is Ledger:
-        return _parse(Ledger, value, f"{name}.")
-    if get_origin(kind) is tuple:
-        if not isinstance(value, list):
-            raise _FieldError(f"{name} is {_shorten(value)}, not a list")
-        item_kind = get_args(kind)[0]
-        if item_kind is int:
-            return tuple(_check(int, item, f"{name}[{k}]") for k, item in enumerate(value))
-        return tuple(_parse(item_kind, item, f"{name}[{k}].") for k, item in enumerate(value))
-    return _check(kind, value, name)
+def _parse_version_1(values: dict[str, Any], path: Path) -> Manifest:
+    """Return a manifest of version 1, which lists all inputs and shards, as one of one group."""
+    of_group = {"template": {}, "key": "", "max_id": 0, "lengths": {}} | {
+        name: values[name]
+        for name in ("inputs", "shards", "accounting", "lengths", "plan", "max_length")
+        if name in values
+    }
+    versions = ("config_digest", "sftprep_version", "format_version")
+    of_group |= {name: values[name] for name in versions if name in values}
+    group: Group = parse_fields(Group, of_group, "")
+    check_shards(group.shards, path)
+    digests = (bytes.fromhex(shard.sha256) for shard in group.shards)
+    entry = GroupEntry(
+        key="",
+        digest="",
+        packs=array("q", [shard.rows for shard in group.shards]),
+        tokens=group.tokens,
+        trained_tokens=group.trained_tokens,
+        bytes=sum(shard.bytes for shard in group.shards),
+    )
+    manifest: Manifest = parse_fields(Manifest, {**values, "groups": []}, "")
+    return dataclasses.replace(
+        manifest,
+        groups=(entry,),
+        single_group=group,
+        data_digest=sha256(b"".join(digests)).hexdigest(),
+    )
 
 
-def _check(kind: Any, value: Any, name: str) -> Any:
-    """Return a value of the type `kind`, else raise _FieldError."""
-    description, has_type = _TYPES[kind]
-    if not has_type(value):
-        raise _FieldError(f"{name} is {_shorten(value)}, not {description}")
-    return value
+def _compact_packs(values: dict[str, Any]) -> dict[str, Any]:
+    """Replace the list of `packs`, of which there may be a million, as soon as it is read."""
+    packs = values.get("packs")
+    if isinstance(packs, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in packs):
+        values["packs"] = array("q", packs)
+    return values
 
 
-def _shorten(value: Any) -> str:
-    return "an object" if isinstance(value, dict) else f"{value!a:.40}"
-
-
-def _is_count(value: Any) -> bool:
-    # `type` and not isinstance: True is an int. Readers hold counts in int64.
-    return type(value) is int and 0 <= value < 1 << 63
-
-
-def _is_string(value: Any) -> bool:
-    """Return whether a value is a string, encodable in UTF-8.
-
-    Half a surrogate pair is not encodable.
-    """
-    return isinstance(value, str) and (value.isascii() or not _SURROGATE.search(value))
-
-
-def _are_counts(value: Any) -> bool:
-    return isinstance(value, dict) and all(_is_string(k) and _is_count(n) for k, n in value.items())
-
-
-def _is_json(value: Any, levels: int = 32) -> bool:
-    """Return whether a JSON value can be written again.
-
-    It must not be nested too deeply, and must be valid UTF-8.
-    """
-    if isinstance(value, dict):
-        return levels > 0 and all(
-            _is_string(key) and _is_json(item, levels - 1) for key, item in value.items()
-        )
-    if isinstance(value, list):
-        return levels > 0 and all(_is_json(item, levels - 1) for item in value)
-    return not isinstance(value, str) or _is_string(value)
-
-
-_types_of_fields = lru_cache(get_type_hints)
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_SURROGATE = re.compile("[\ud800-\udfff]")
-# Declared type of a field -> its description, and the test for a JSON value of this type.
-_TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    str: ("text", _is_string),
-    int: ("a whole number from 0 to 2^63 - 1", _is_count),
-    str | None: ("text or null", lambda value: value is None or _is_string(value)),
-    int | None: ("a whole number or null", lambda value: value is None or _is_count(value)),
-    dict[str, int]: ("an object of whole numbers from 0 to 2^63 - 1", _are_counts),
-    dict[str, Any]: (
-        "an object of valid strings that is not nested too deeply",
-        lambda value: isinstance(value, dict) and _is_json(value),
-    ),
-}
+_KEY = re.compile(r"[0-9a-f]{16}")
 # Field of `tokenizer` that readers use -> its type, and whether it is required.
 _TOKENIZER_FIELDS = {
     "name": (str, True),

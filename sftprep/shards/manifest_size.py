@@ -1,105 +1,110 @@
-"""An upper bound for a manifest's size, before the work of a build starts.
+"""Upper bounds for the sizes of a manifest and of the file of a group.
 
-A manifest larger than LARGEST_MANIFEST could not be read again. A build that would need one is
-refused at its start and not at its commit, when all the work is done.
+A file larger than LARGEST_MANIFEST could not be read again. A build that would need one is refused
+before the work whose result it could not name.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from sftprep.config.validation import FormatName
 from sftprep.errors import ConfigError, setting
+from sftprep.shards.group import Block, InputInfo, ShardInfo
 from sftprep.shards.layout import LARGEST_MANIFEST
-from sftprep.shards.ledger import Ledger
-from sftprep.shards.manifest import InputInfo, Manifest, ShardInfo
+from sftprep.shards.manifest import GroupEntry, Manifest, PackCounts
+from sftprep.shards.schema import BLOCK_PACKS
 
-# The largest count that is assumed. Where the inputs are numerous enough to make the manifest
-# large, their counts cannot be larger than this on average.
-_COUNT = 10**10 - 1
-# Bytes for the fields that are known only when the manifest is made: the totals and the plan.
+# The largest count that is assumed: that of a group cannot be larger.
+_COUNT = 10**13 - 1
+# Bytes for the fields that are known only when the file is made: the totals and the plan.
 _UNKNOWN_BYTES = 64 * 1024
 
-InputEntry = tuple[InputInfo, Sequence[str]]
-"""An entry of the manifest without its path, and the paths of the inputs with such an entry."""
 
-
-def expected_input(source: str, limit: int | None, reasons: Sequence[str] = ()) -> InputInfo:
-    """Return an entry of the size of an ordinary input's, without its path.
-
-    Args:
-        source: The name of its source.
-        limit: The most records that are read of its source.
-        reasons: Counts by reason that many inputs will have, such as `left_out.held_out`.
-    """
-    names = [f.name for f in dataclasses.fields(Ledger) if f.default is not dataclasses.MISSING]
-    ledger = Ledger.from_counts(dict.fromkeys([*names, *reasons], _COUNT))
-    return InputInfo(
-        path="",
-        bytes=_COUNT,
-        digest="0" * 32,
-        format=max(get_args(FormatName), key=len),
-        first_ordinal=_COUNT,
-        lines=_COUNT,
-        records=_COUNT,
-        source=source,
-        accounting=ledger,
-        limit=limit,
-    )
-
-
-def manifest_sizes(
-    known: Mapping[str, Any], entries: Iterable[InputEntry], shards: int = 1
-) -> dict[str, int]:
+def manifest_sizes(known: Mapping[str, Any], groups: int = 1, shards: int = 1) -> dict[str, int]:
     """Return the maximum number of bytes of each part of a manifest.
 
     Args:
-        known: The fields that are known already, except for inputs and shards.
-        entries: The entries of its inputs.
+        known: The fields that are known already, except for groups.
+        groups: The number of groups.
         shards: The number of shards.
     """
     config = known.get("config", {})
     sizes = {f"config.{name}": _encoded_bytes({"": {name: config[name]}}) for name in config}
     sizes |= {name: _encoded_bytes({name: known[name]}) for name in known if name != "config"}
-    sizes |= {"inputs": 0, "sources": 0}
-    for info, paths in entries:
-        # Encoded once for all inputs of a kind: there may be a million of them.
-        shared = dataclasses.asdict(dataclasses.replace(info, path="", source=""))
-        sizes["inputs"] += len(paths) * _item_bytes(shared)
-        sizes["inputs"] += sum(map(_string_bytes, paths))
-        sizes["sources"] += len(paths) * _string_bytes(info.source)
+    counts = (_COUNT,) * 4
+    entry = GroupEntry("0" * 16, "0" * 64, PackCounts("q"), *counts, "0" * 64)
+    sizes["groups"] = groups * _item_bytes({**dataclasses.asdict(entry), "packs": []})
+    sizes["shards"] = shards * _item_bytes(2**31)
+    return {**sizes, "others": _UNKNOWN_BYTES}
+
+
+def group_sizes(inputs: Sequence[InputInfo], shards: int, packs: int) -> dict[str, int]:
+    """Return the maximum number of bytes of each part of the file of a group.
+
+    Args:
+        inputs: Its inputs.
+        shards: The number of its shards.
+        packs: The number of its packs.
+    """
     shard = ShardInfo(
-        name=f"shard-99999-{'0' * 16}.arrow",
+        name=f"{'0' * 16}/shard-99999-{'0' * 16}.arrow",
         rows=_COUNT,
         tokens=_COUNT,
         trained_tokens=_COUNT,
         bytes=_COUNT,
         sha256="0" * 64,
-        xxh3="0" * 32,
     )
-    sizes["shards"] = shards * _item_bytes(dataclasses.asdict(shard))
-    return {**sizes, "others": _UNKNOWN_BYTES}
+    block = Block(_COUNT, "0" * 32)
+    # Each shard has its last block, which may have less packs, and its end.
+    blocks = packs // BLOCK_PACKS + 2 * shards
+    items = [dataclasses.asdict(dataclasses.replace(info, source="")) for info in inputs]
+    return {
+        "inputs": sum(map(_item_bytes, items)),
+        "sources": sum(_string_bytes(info.source) for info in inputs),
+        "shards": shards * _item_bytes(dataclasses.asdict(shard))
+        + blocks * (_item_bytes(dataclasses.asdict(block)) + _INDENT * _LINES_OF_BLOCK),
+        "others": _UNKNOWN_BYTES,
+    }
 
 
-def check_manifest_size(
-    known: Mapping[str, Any], entries: Iterable[InputEntry], shards: int = 1
-) -> None:
+# The list of blocks is nested two levels deeper than what `_item_bytes` encodes.
+_INDENT, _LINES_OF_BLOCK = 2, 4
+
+
+def check_manifest_size(known: Mapping[str, Any], groups: int = 1) -> None:
     """Check the size of a build's manifest against the limit of `read_manifest`.
 
     Args:
         known: As for `manifest_sizes`.
-        entries: As for `manifest_sizes`.
-        shards: The least number of shards.
+        groups: The number of groups.
 
     Raises:
-        ConfigError: The manifest may be too large.
+        ConfigError: The manifest would be too large.
     """
-    sizes = manifest_sizes(known, entries, shards)
-    if sum(sizes.values()) > LARGEST_MANIFEST:
-        raise _too_large(sum(sizes.values()), sizes)
+    _check(manifest_sizes(known, groups), "the manifest of this build")
+
+
+def check_group_size(inputs: Sequence[InputInfo], shards: int, packs: int) -> None:
+    """Check the size of the file of a group against the limit of its readers.
+
+    Args:
+        inputs: As for `group_sizes`.
+        shards: As for `group_sizes`.
+        packs: As for `group_sizes`.
+
+    Raises:
+        ConfigError: The file would be too large.
+    """
+    _check(group_sizes(inputs, shards, packs), "the file of a group of this build")
+
+
+def _check(sizes: Mapping[str, int], what: str) -> None:
+    size = sum(sizes.values())
+    if size > LARGEST_MANIFEST:
+        raise _too_large(size, sizes, what)
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
@@ -110,11 +115,10 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     """
     content = manifest.to_json()
     if len(content) > LARGEST_MANIFEST:
-        known = {f.name: getattr(manifest, f.name) for f in dataclasses.fields(manifest)}
-        del known["inputs"], known["shards"]
-        known["accounting"] = dataclasses.asdict(manifest.accounting)
-        entries = [(info, [info.path]) for info in manifest.inputs]
-        raise _too_large(len(content), manifest_sizes(known, entries, len(manifest.shards)))
+        known = {"config": manifest.config, "chat_template": manifest.chat_template}
+        shards = sum(len(entry.packs) for entry in manifest.groups)
+        sizes = manifest_sizes(known, len(manifest.groups), shards)
+        raise _too_large(len(content), sizes, "the manifest of this build")
     return content
 
 
@@ -125,7 +129,7 @@ def _encoded_bytes(value: object) -> int:
 
 
 def _item_bytes(item: object) -> int:
-    """Return the additional bytes of one more item of `inputs` or `shards`."""
+    """Return the additional bytes of one more item of a list."""
     return _encoded_bytes({"": [item]}) - _encoded_bytes({"": []})
 
 
@@ -135,19 +139,20 @@ def _string_bytes(text: str) -> int:
 
 # Part of a manifest that may be large -> its description, and what makes it smaller.
 _PARTS = {
-    "inputs": ("the entries of the inputs", "join small input files, or make several builds"),
+    "groups": ("the entries of the groups", f"raise {setting('group_bytes')}"),
+    "inputs": ("the entries of the inputs", f"lower {setting('group_bytes')}"),
     "sources": (
         "the names of the sources, which the entry of each input repeats",
         "use a short name for each source of the mixture",
     ),
     "shards": (
         "the entries of the shards",
-        f"raise {setting('shard_tokens')}, or make several builds",
+        f"raise {setting('shard_tokens')}",
     ),
     "chat_template": ("the chat template", f"use a shorter one with {setting('chat_template')}"),
     "config.inputs": (
         "the names of the inputs",
-        "specify folders or patterns instead of files, or make several builds",
+        "specify folders or patterns instead of files",
     ),
     "config.eval_input": (
         "the names of the evaluation inputs",
@@ -160,9 +165,9 @@ _PARTS = {
 }
 
 
-def _too_large(size: int, sizes: Mapping[str, int]) -> ConfigError:
-    """Return the error for a too large manifest, with its largest parts by size."""
-    largest = sorted(sizes, key=lambda part: -sizes[part])
+def _too_large(size: int, sizes: Mapping[str, int], what: str) -> ConfigError:
+    """Return the error for a too large file, with its largest parts by size."""
+    largest = sorted(sizes.keys() - {"others"}, key=lambda part: -sizes[part])
     # At most three parts, and none below an eighth of the largest: shortening it would not help.
     large = [part for part in largest if sizes[part] * 8 >= sizes[largest[0]]][:3]
     descriptions, remedies = [], []
@@ -173,7 +178,7 @@ def _too_large(size: int, sizes: Mapping[str, int]) -> ConfigError:
         descriptions.append(f"{description} ({sizes[part] / 2**20:,.1f} MiB)")
         remedies.append(remedy)
     return ConfigError(
-        f"the manifest of this build would have {size / 2**20:,.1f} MiB, and"
+        f"{what} would have {size / 2**20:,.1f} MiB, and"
         f" {LARGEST_MANIFEST >> 20} MiB at most can be read; the largest parts are"
         f" {', '.join(descriptions)}",
         remedy="; ".join(dict.fromkeys(remedies)),

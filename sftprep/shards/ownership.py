@@ -19,13 +19,16 @@ from sftprep.shards.layout import (
     COMMIT_NAME,
     EVAL_FOLDER,
     EVAL_MANIFEST_PATTERN,
+    GROUP_FOLDER,
+    KEY_PATTERN,
     LOCK_NAME,
     MANIFEST_NAME,
     MARKER_NAME,
     RECIPE_PATTERN,
-    REJECTED_NAME,
+    REJECTED_FOLDER,
     SHARD_FOLDER,
     SPILL_PATTERN,
+    has_group,
     has_manifest,
     is_marker,
 )
@@ -34,6 +37,7 @@ from sftprep.shards.schema import SHARD_PATTERN
 
 _LARGEST_LINE = 64 * 1024 * 1024  # bytes; a file without line ends is not read into memory
 _ARROW_START = b"ARROW1\0\0"
+_NUMPY_START = b"\x93NUMPY"
 _COMMIT_KEY = "sftprep_commit"
 _REJECTED_KEYS = {"file", "line", "column", "reason", "message", "excerpt"}
 
@@ -55,7 +59,9 @@ def is_final_file(path: Path) -> bool:
     """Return whether a build wrote the file at a final path of a commit."""
     if path.name == MANIFEST_NAME or re.fullmatch(EVAL_MANIFEST_PATTERN, path.name):
         return has_manifest(path)
-    return _is_rejected(path) if path.name == REJECTED_NAME else is_shard(path)
+    if path.parent.name == GROUP_FOLDER:
+        return has_group(path)
+    return _is_rejected(path) if path.suffix == ".jsonl" else is_shard(path)
 
 
 def is_shard(path: Path) -> bool:
@@ -101,6 +107,11 @@ def _is_spill(path: Path) -> bool:
         return _is_zeros(path)
     # Spills are recognized by the keys of their metadata, see pipeline/spill.py.
     return "origin" in schema.names and {b"facts", b"digest"} <= (schema.metadata or {}).keys()
+
+
+def _is_array(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(_NUMPY_START)) == _NUMPY_START
 
 
 def _is_zeros(path: Path) -> bool:
@@ -162,9 +173,11 @@ _TESTS: tuple[tuple[re.Pattern[str], Callable[[Path], bool]], ...] = (
     (re.compile(re.escape(MARKER_NAME)), is_marker),
     (re.compile(re.escape(LOCK_NAME)), _is_lock),
     (re.compile(re.escape(COMMIT_NAME)), _is_commit),
-    (re.compile(rf"(eval-)?{re.escape(MANIFEST_NAME)}"), has_manifest),
-    (re.compile(re.escape(REJECTED_NAME)), _is_rejected),
+    (re.compile(rf"({EVAL_FOLDER}/)?{re.escape(MANIFEST_NAME)}"), has_manifest),
+    (re.compile(rf"({EVAL_FOLDER}/)?{GROUP_FOLDER}/{KEY_PATTERN}\.json"), has_group),
+    (re.compile(rf"({EVAL_FOLDER}/)?{REJECTED_FOLDER}/{KEY_PATTERN}\.jsonl"), _is_rejected),
     (re.compile(RECIPE_PATTERN), _starts_with("tokenizer", "train_on", "renames")),
     (re.compile(SPILL_PATTERN), _is_spill),
-    (re.compile(rf"({SHARD_FOLDER}|{EVAL_FOLDER})/{SHARD_PATTERN}"), is_shard),
+    (re.compile(r"(hashes|duplicates)-\d{5,}\.npy"), _is_array),
+    (re.compile(rf"({EVAL_FOLDER}/)?{SHARD_FOLDER}/{SHARD_PATTERN}"), is_shard),
 )

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 from numpy.typing import NDArray
 
-from sftprep.errors import ManifestError, ShardError, setting
+from sftprep.errors import ManifestError
+from sftprep.shards.group import ShardInfo
 from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
-from sftprep.shards.manifest import Manifest, ShardInfo, read_manifest
-from sftprep.shards.schema import numpy_view, position_dtype, shard_schema
+from sftprep.shards.manifest import Manifest, read_manifest
+from sftprep.shards.schema import numpy_view, position_dtype
+from sftprep.shards.shard_file import BUILD_AGAIN, FileIdentity, ShardFile, check_size
 from sftprep.shards.writer import make_position_ids
 
-# The second remedy is shown only by front ends that can replace a build.
-_BUILD_AGAIN = (
-    "copy the folder again (`sftprep verify DIR` checks every shard)",
-    f"build it again with {setting('overwrite', True)}",
-)
-
+_CHECKED_AT_OPEN = 1000
+"""Up to this number, the shards of a build are looked for when it is opened. In a larger build, a
+missing shard is found when it is used."""
 _MOST_MAPPED = 256
 """The most shards that stay mapped. Each shard is one map, of which Linux allows a process 65,530.
 A pack keeps the map of its own shard."""
+_MOST_BLOCKS = 16
+"""The most blocks of a shard that stay open. To open one again takes less than to read a pack."""
+
+
+_NO_PACKS = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,8 @@ def open_shards(folder: str | os.PathLike[str], *, verify: bool = True) -> Shard
 
     Args:
         folder: The output folder of the build.
-        verify: Whether to check the digest of each shard when it is first accessed (about 20 GB/s),
-            so that damage is an error and never wrong tokens.
+        verify: Whether to check the digest of each block of 64 packs when it is first accessed
+            (about 20 GB/s), so that damage is an error and never wrong tokens.
 
     Raises:
         ManifestError: The folder is not a finished build.
@@ -68,14 +70,15 @@ def open_shards(folder: str | os.PathLike[str], *, verify: bool = True) -> Shard
     """
     root = Path(folder)
     manifest = read_manifest(root)
-    if (listed_rows := sum(info.rows for info in manifest.shards)) != manifest.rows:
+    if (listed_rows := sum(sum(entry.packs) for entry in manifest.groups)) != manifest.rows:
         raise ManifestError(
             f"{root / MANIFEST_NAME} is damaged: rows is {manifest.rows}, and the shards that it"
             f" lists have {listed_rows}",
-            remedy=_BUILD_AGAIN,
+            remedy=BUILD_AGAIN,
         )
-    for info in manifest.shards:
-        _check_size(root / SHARD_FOLDER / info.name, info)
+    if sum(len(entry.packs) for entry in manifest.groups) <= _CHECKED_AT_OPEN:
+        for info in manifest.shards:
+            check_size(root / SHARD_FOLDER / info.name, info)
     return Shards(root, manifest, verify=verify)
 
 
@@ -88,10 +91,13 @@ class Shards:
 
     def __init__(self, root: Path, manifest: Manifest, *, verify: bool) -> None:
         self.root, self.manifest, self.verify = root, manifest, verify
-        # Index of the first pack after each shard.
-        self._ends = np.cumsum([info.rows for info in manifest.shards], dtype=np.int64)
-        self._mapped: OrderedDict[int, _Columns] = OrderedDict()  # by number, the last used last
-        self._checked: dict[int, _Identity] = {}  # the files whose content was checked
+        # Index of the first pack after each shard, and of the first shard after each group.
+        packs = [np.frombuffer(entry.packs, dtype=np.int64) for entry in manifest.groups]
+        self._ends = np.cumsum(np.concatenate([_NO_PACKS, *packs]))
+        self._group_ends = np.cumsum([len(of_group) for of_group in packs])
+        # By number, the last used last.
+        self._mapped: OrderedDict[int, _MappedShard] = OrderedDict()
+        self._checked: dict[int, _CheckedFile] = {}  # by number of the shard
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -141,7 +147,8 @@ class Shards:
             sequence: The index of the sequence in the pack.
         """
         columns, row = self._find(index)
-        return self.manifest.locate(int(columns.row("origin", row)[sequence]))
+        pack = index + len(self) if index < 0 else index
+        return self.manifest.locate(int(columns.row("origin", row)[sequence]), pack)
 
     def _find(self, index: int) -> tuple[_Columns, int]:
         """Open the shard of a pack, and return it with the row of the pack."""
@@ -155,24 +162,66 @@ class Shards:
             self._mapped[shard] = self._map(shard)
             if len(self._mapped) > _MOST_MAPPED:
                 self._mapped.popitem(last=False)
-        first = int(self._ends[shard] - self.manifest.shards[shard].rows)
-        return self._mapped[shard], pack - first
+        first = int(self._ends[shard - 1]) if shard else 0
+        return self._mapped[shard].find(pack - first)
 
-    def _map(self, shard: int) -> _Columns:
-        """Map a shard, and check its content unless this object has done so before."""
-        info = self.manifest.shards[shard]
+    def _map(self, shard: int) -> _MappedShard:
+        """Map a shard; the blocks that this object has checked before are not checked again."""
+        info = self._find_info(shard)
         path = self.root / SHARD_FOLDER / info.name
-        identity = _check_size(path, info)
-        is_checked = self._checked.get(shard) == identity
-        batch = map_shard(
-            path, info, self.manifest.max_length, verify=self.verify, is_checked=is_checked
+        identity = check_size(path, info)
+        checked = self._checked.get(shard)
+        if checked is None or checked.identity != identity:
+            self._checked[shard] = checked = _CheckedFile(identity)
+        file = ShardFile(
+            path, info, self.manifest.max_length, verify=self.verify, checked=checked.blocks
         )
-        self._checked[shard] = identity
-        return _Columns(batch)
+        return _MappedShard(file)
+
+    def _find_info(self, shard: int) -> ShardInfo:
+        """Return the entry of a shard, from the file of its group."""
+        group = int(np.searchsorted(self._group_ends, shard, side="right"))
+        number = shard - (int(self._group_ends[group - 1]) if group else 0)
+        infos = self.manifest.read_group(group).shards
+        packs = self.manifest.groups[group].packs
+        if len(infos) != len(packs) or infos[number].rows != packs[number]:
+            raise ManifestError(
+                f"{self.root / MANIFEST_NAME} is damaged: the packs of group"
+                f" {self.manifest.groups[group].key} are not those of its shards",
+                remedy=BUILD_AGAIN,
+            )
+        return infos[number]
+
+
+@dataclass(frozen=True, slots=True)
+class _CheckedFile:
+    """The blocks of a file that were checked, as long as the file is the same."""
+
+    identity: FileIdentity
+    blocks: set[int] = field(default_factory=set)
+
+
+class _MappedShard:
+    """A shard, with the columns of the blocks that were used last."""
+
+    def __init__(self, file: ShardFile) -> None:
+        self._file = file
+        self._blocks: OrderedDict[int, _Columns] = OrderedDict()  # by number, the last used last
+
+    def find(self, pack: int) -> tuple[_Columns, int]:
+        """Return the columns of the block of a pack, and the row of the pack in them."""
+        number, row = divmod(pack, self._file.packs_per_block)
+        if number in self._blocks:
+            self._blocks.move_to_end(number)
+        else:
+            self._blocks[number] = _Columns(self._file.read_block(number))
+            if len(self._blocks) > _MOST_BLOCKS:
+                self._blocks.popitem(last=False)
+        return self._blocks[number], row
 
 
 class _Columns:
-    """The columns of one shard, as views of its memory map."""
+    """The columns of one block, as views of the memory map of its shard."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         self.offsets: dict[str, NDArray[np.int32]] = {}  # [rows + 1], by name of the column
@@ -199,129 +248,6 @@ class _Columns:
         first_byte = start // 8
         bits = np.unpackbits(self._bits[first_byte : (end + 7) // 8], bitorder="little")
         return bits[start - 8 * first_byte : end - 8 * first_byte].view(np.bool_)
-
-
-def map_shard(
-    path: Path, info: ShardInfo, max_length: int, *, verify: bool, is_checked: bool = False
-) -> pa.RecordBatch:
-    """Map a shard into memory and return its record batch.
-
-    The schema is that of a shard, and the offsets of its columns are consistent, so rows can be
-    read without further checks.
-
-    Args:
-        path: The file.
-        info: Its entry in the manifest.
-        max_length: Tokens per pack at most, which determines the type of position ids.
-        verify: Whether to check the digest of the file too.
-        is_checked: Whether an earlier call checked the content of the same, unchanged file.
-
-    Raises:
-        ShardError: The file is missing, has another size or digest, or is not a shard.
-    """
-    # The size is checked first: a file that is shorter than its map would kill the process with
-    # SIGBUS when the missing part is read.
-    _check_size(path, info)
-    try:
-        source = pa.memory_map(str(path))
-        if (
-            verify
-            and not is_checked
-            and xxhash.xxh3_128_hexdigest(source.read_buffer()) != info.xxh3
-        ):
-            raise ShardError(
-                f"{path} is damaged: its content is not what was written", remedy=_BUILD_AGAIN
-            )
-        reader = pa.ipc.open_file(source)
-        if reader.num_record_batches != 1:
-            raise ShardError(
-                f"{path} holds {reader.num_record_batches} record batches, not 1",
-                remedy=_BUILD_AGAIN,
-            )
-        names = reader.schema.names
-        expected = shard_schema(
-            max_length,
-            position_ids="position_ids" in names,
-            loss_weights="loss_weights" in names,
-            flags="flags" in names,
-        )
-        if not reader.schema.equals(expected):
-            raise ShardError(
-                f"{path}: its columns are {names}, of other types than those of a shard",
-                remedy=_BUILD_AGAIN,
-            )
-        batch = reader.get_batch(0)
-        if is_checked:
-            return batch
-        batch.validate(full=True)
-        problem = next(_find_layout_problems(batch, info), None)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        # Arrow raises ValueError too, for example for a name that is not UTF-8.
-        raise ShardError(f"{path} is damaged: {error}", remedy=_BUILD_AGAIN) from error
-    if problem:
-        raise ShardError(f"{path}: {problem}", remedy=_BUILD_AGAIN)
-    return batch
-
-
-def _find_layout_problems(batch: pa.RecordBatch, info: ShardInfo) -> Iterator[str]:
-    """Yield the problems with offsets, lengths and ids.
-
-    Each check relies on the ones before it.
-    """
-    # Rows, and the values that they cover.
-    if batch.num_rows != info.rows:
-        yield f"it has {batch.num_rows} rows, and the manifest says {info.rows}"
-    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-    for name, column in columns.items():
-        if column.null_count or column.values.null_count:
-            yield f"{name} holds null"
-        offsets = numpy_view(column.offsets)
-        if offsets[0] != 0 or offsets[-1] != len(column.values):
-            yield f"the rows of {name} do not hold all of its values"
-
-    # Columns with one value per token have equal offsets, and so have those with one per sequence.
-    token_offsets = numpy_view(columns["input_ids"].offsets)
-    pack_offsets = numpy_view(columns["seq_lengths"].offsets)
-    for name, column in columns.items():
-        same_as = "seq_lengths" if name in ("seq_lengths", "origin", "flags") else "input_ids"
-        if not np.array_equal(numpy_view(column.offsets), numpy_view(columns[same_as].offsets)):
-            yield f"{name} and {same_as} have other lengths"
-
-    # The sequences of a pack cover its tokens.
-    seq_lengths = numpy_view(columns["seq_lengths"].values)
-    for index in np.flatnonzero(seq_lengths < 1):
-        row = int(np.searchsorted(pack_offsets, index, side="right")) - 1
-        yield f"row {row}: a sequence of {seq_lengths[index]} tokens"
-    ends = np.concatenate(([0], np.cumsum(seq_lengths, dtype=np.int64)))
-    for index in np.flatnonzero(ends[pack_offsets] != token_offsets):
-        yield f"row {index - 1}: its seq_lengths do not sum to its length"
-
-    # A negative id would index an embedding from its end, without an error.
-    ids = numpy_view(columns["input_ids"].values)
-    for index in np.flatnonzero(ids < 0):
-        row = int(np.searchsorted(token_offsets, index, side="right")) - 1
-        yield f"row {row}: the token id {ids[index]}"
-
-
-_Identity = tuple[int, int, int, int, int]
-"""Changes whenever a file is replaced or written: device, inode, size, and times in nanoseconds."""
-
-
-def _check_size(path: Path, info: ShardInfo) -> _Identity:
-    """Check that a shard is a regular file of the size that was written, and identify the file."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise ShardError(f"{path} is missing", remedy=_BUILD_AGAIN) from error
-    if not stat.S_ISREG(status.st_mode):
-        # Opening a pipe would block until another process writes to it.
-        raise ShardError(f"{path} is not a regular file", remedy=_BUILD_AGAIN)
-    size = status.st_size
-    if size != info.bytes:
-        raise ShardError(
-            f"{path} has {size} bytes, not the {info.bytes} that were written", remedy=_BUILD_AGAIN
-        )
-    return status.st_dev, status.st_ino, size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _reopen(root: str, manifest: Manifest, verify: bool) -> Shards:

@@ -21,13 +21,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 
-SHARD_PATTERN = r"shard-\d{5,}-[0-9a-f]{16}\.arrow"
+# The folder of the group, since version 2.0, and the file.
+SHARD_PATTERN = r"([0-9a-f]{16}/)?shard-\d{5,}-[0-9a-f]{16}\.arrow"
 SHARD_NAME = re.compile(SHARD_PATTERN)
 """Names that a manifest may list, for `fullmatch`: none of them leads out of the folder."""
 
 ORIGIN_BITS = 44
 """An origin is `slice << ORIGIN_BITS | line`: a slice is a partition of an input, and its lines are
 numbered from 0. So the lines of a slice do not depend on those before it."""
+
+BLOCK_PACKS = 64
+"""The number of packs in a block, which is a record batch with a digest of its own."""
 
 LARGEST_UINT16_LENGTH = 65_535
 

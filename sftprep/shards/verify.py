@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +19,12 @@ from numpy.typing import NDArray
 
 from sftprep.core.regular_files import open_regular_file
 from sftprep.errors import ManifestError, ShardError
-from sftprep.shards.layout import EVAL_FOLDER, SHARD_FOLDER
+from sftprep.shards.group import Group, ShardInfo, sum_counts
+from sftprep.shards.layout import EVAL_FOLDER, REJECTED_FOLDER, SHARD_FOLDER
 from sftprep.shards.ledger import Ledger
-from sftprep.shards.manifest import Manifest, ShardInfo, read_manifest
-from sftprep.shards.reader import map_shard
+from sftprep.shards.manifest import GroupEntry, Manifest, read_manifest
 from sftprep.shards.schema import ORIGIN_BITS, numpy_view, position_dtype
+from sftprep.shards.shard_file import ShardFile
 from sftprep.shards.writer import count_targets, make_position_ids
 
 
@@ -31,6 +33,7 @@ class Verification:
     """The result of `verify`: totals of the readable shards, and the problems."""
 
     folder: Path
+    groups: int = 0
     shards: int = 0
     rows: int = 0  # packs
     tokens: int = 0
@@ -62,69 +65,130 @@ def verify(
     root = Path(folder)
     manifest = read_manifest(root)
     result = Verification(root)
-    for number, info in enumerate(manifest.shards, 1):
+    num_shards = sum(len(entry.packs) for entry in manifest.groups)
+    totals: Counter[str] = Counter()
+    data_digest = sha256()
+    for number, entry in enumerate(manifest.groups):
         try:
-            _verify_shard(root / SHARD_FOLDER / info.name, info, manifest, result)
-        except ShardError as error:
+            group = manifest.read_group(number)
+        except ManifestError as error:
             result.problems.append(error.message)
-        progress(number, len(manifest.shards))
-    ledger = manifest.accounting
+            continue
+        result.groups += 1
+        totals.update(group.accounting.to_counts())
+        for info in group.shards:
+            data_digest.update(bytes.fromhex(info.sha256))
+            try:
+                _verify_shard(root / SHARD_FOLDER / info.name, info, manifest, group, result)
+            except ShardError as error:
+                result.problems.append(error.message)
+            progress(result.shards, num_shards)
+        result.problems += _find_entry_problems(root, entry, group, manifest)
+        result.problems += _find_input_problems(group, manifest)
     result.problems += [
         f"the ledger of the manifest does not balance: {equation} does not hold"
-        for equation in ledger.check()
+        for equation in manifest.accounting.check()
     ]
-    result.problems += _find_input_problems(manifest)
-    result.problems += _find_length_problems(manifest)
+    result.problems += _find_length_problems(manifest.lengths, manifest.accounting)
     result.problems += _find_unlisted_shards(root, manifest)
     result.problems += _find_eval_problems(root, manifest)
-    totals = {
-        "rows": (result.rows, manifest.rows),
-        "tokens": (result.tokens, manifest.tokens),
-        "sequences": (result.sequences, ledger.sequences + manifest.plan.get("cuts", 0)),
-        "trained tokens": (result.trained_tokens, manifest.trained_tokens),
-    }
-    # If a shard could not be read, no total can be right, and four more problems would hide the one
+    # If a file could not be read, no total can be right, and four more problems would hide the one
     # that matters.
-    if result.shards == len(manifest.shards):
-        result.problems += [
-            f"the shards hold {found:,} {name}, the manifest says {expected:,}"
-            for name, (found, expected) in totals.items()
-            if found != expected
-        ]
+    if result.groups == len(manifest.groups):
+        if Ledger.from_counts(totals) != manifest.accounting:
+            result.problems.append("the ledgers of the groups do not sum to that of the build")
+        if data_digest.hexdigest() != manifest.data_digest:
+            result.problems.append("data_digest is not that of the shards")
+        if result.shards == num_shards:
+            result.problems += _find_total_problems(result, manifest)
     return result
 
 
-def _find_input_problems(manifest: Manifest) -> list[str]:
-    """Return the problems with the lines and ledgers of inputs.
+def _find_total_problems(result: Verification, manifest: Manifest) -> list[str]:
+    cuts = manifest.plan.get("cuts", 0)
+    totals = {
+        "rows": (result.rows, manifest.rows),
+        "tokens": (result.tokens, manifest.tokens),
+        "sequences": (result.sequences, manifest.accounting.sequences + cuts),
+        "trained tokens": (result.trained_tokens, manifest.trained_tokens),
+    }
+    return [
+        f"the shards hold {found:,} {name}, the manifest says {expected:,}"
+        for name, (found, expected) in totals.items()
+        if found != expected
+    ]
 
-    The ledgers of all inputs sum to that of the build.
+
+def _find_entry_problems(
+    root: Path, entry: GroupEntry, group: Group, manifest: Manifest
+) -> list[str]:
+    """Return the differences between a group, its entry in the manifest, and its files."""
+    found = (
+        [*entry.packs],
+        entry.tokens,
+        entry.trained_tokens,
+        entry.bytes,
+        manifest.max_length,
+    )
+    expected = (
+        [shard.rows for shard in group.shards],
+        group.tokens,
+        group.trained_tokens,
+        sum(shard.bytes for shard in group.shards),
+        group.max_length,
+    )
+    problems = []
+    if found != expected:
+        problems.append(f"the entry of group {entry.key} in the manifest is not that of its file")
+    rejected = root / REJECTED_FOLDER / f"{entry.key}.jsonl"
+    if manifest.has_slices and _file_digest(rejected) != entry.rejected:
+        problems.append(f"{rejected} is not what was written")
+    return problems
+
+
+def _file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex; "" if it does not exist."""
+    digest = sha256()
+    try:
+        with open_regular_file(path) as file:
+            while chunk := file.read(1 << 24):
+                digest.update(chunk)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise ShardError(f"cannot read {path}: {error.strerror}", remedy="") from error
+    return digest.hexdigest()
+
+
+def _find_input_problems(group: Group, manifest: Manifest) -> list[str]:
+    """Return the problems with the lines and ledgers of the inputs of a group.
+
+    The ledgers of all inputs sum to that of the group.
     """
     problems = [
         f"the slices of {info.path} have {sum(info.slices):,} lines, not {info.lines:,}"
-        for info in manifest.inputs
+        for info in group.inputs
         if manifest.has_slices and sum(info.slices) != info.lines
     ]
-    if all(info.accounting == Ledger() for info in manifest.inputs):
+    problems += _find_length_problems(group.lengths, group.accounting)
+    if all(info.accounting == Ledger() for info in group.inputs):
         return problems  # builds of version 1.0 have no ledger per input
     problems += [
         f"the ledger of {info.path} does not balance: {equation} does not hold"
-        for info in manifest.inputs
+        for info in group.inputs
         for equation in info.accounting.check()
     ]
-    total: Counter[str] = Counter()
-    for info in manifest.inputs:
-        total.update(info.accounting.to_counts())
-    if Ledger.from_counts(total) != manifest.accounting:
+    if sum_counts(info.accounting for info in group.inputs) != group.accounting:
         problems.append("the ledgers of the inputs do not sum to that of the build")
     return problems
 
 
-def _find_length_problems(manifest: Manifest) -> list[str]:
+def _find_length_problems(lengths: dict[str, Any], ledger: Ledger) -> list[str]:
     """Return the histogram totals with a difference from the ledger."""
-    ledger, problems = manifest.accounting, []
+    problems = []
     expected = {"tokens": ledger.tokens_in, "trained_tokens": ledger.trained_in}
-    for name, number in expected.items() if manifest.lengths else ():
-        counts = manifest.lengths.get(name)
+    for name, number in expected.items() if lengths else ():
+        counts = lengths.get(name)
         is_valid = isinstance(counts, list) and all(type(count) is int for count in counts)
         if counts is None or not is_valid or sum(counts) != number:
             what = name.replace("_", " ")
@@ -138,15 +202,16 @@ def _find_unlisted_shards(root: Path, manifest: Manifest) -> list[str]:
     A build that was killed while it replaced another one leaves such files, and a program that
     opens shards/*.arrow without the manifest would read them.
     """
-    try:
-        eval_shards = read_manifest(root / EVAL_FOLDER).shards
-    except ManifestError:
-        eval_shards = ()
-    listed = {SHARD_FOLDER: manifest.shards, f"{EVAL_FOLDER}/{SHARD_FOLDER}": eval_shards}
     problems = []
-    for folder, shards in listed.items():
-        names = {path.name for path in (root / folder).glob("*.arrow")}
-        if unlisted := sorted(names - {info.name for info in shards}):
+    for folder in (SHARD_FOLDER, f"{EVAL_FOLDER}/{SHARD_FOLDER}"):
+        try:
+            build = manifest if folder == SHARD_FOLDER else read_manifest(root / EVAL_FOLDER)
+            listed = {info.name for info in build.shards}
+        except ManifestError:
+            listed = set()
+        paths = (root / folder).rglob("*.arrow")
+        names = {path.relative_to(root / folder).as_posix() for path in paths}
+        if unlisted := sorted(names - listed):
             problems.append(
                 f"{root / folder} holds files that no manifest lists: {', '.join(unlisted)}; build"
                 " again with overwrite, or move them to another folder"
@@ -176,23 +241,32 @@ def _find_eval_problems(root: Path, manifest: Manifest) -> list[str]:
     ]
 
 
-def _verify_shard(path: Path, info: ShardInfo, manifest: Manifest, result: Verification) -> None:
-    batch = map_shard(path, info, manifest.max_length, verify=True)
-    with open_regular_file(path) as file:
-        digest = sha256()
-        while chunk := file.read(1 << 24):
-            digest.update(chunk)
-    if digest.hexdigest() != info.sha256:
+def _verify_shard(
+    path: Path, info: ShardInfo, manifest: Manifest, group: Group, result: Verification
+) -> None:
+    shard = ShardFile(path, info, manifest.max_length, verify=True, checked=set())
+    if _file_digest(path) != info.sha256:
         raise ShardError(f"{path}: its SHA-256 is not that of the manifest", remedy="")
-    _verify_rows(path, batch, manifest, result)
+    for number in range(len(shard)):
+        first = number * shard.packs_per_block
+        batch = shard.read_block(number)
+        _verify_rows(path, batch, first, manifest, result)
+        origin = numpy_view(batch.column("origin").values)
+        if (wrong := np.flatnonzero(~_are_lines(origin, group, manifest))).size:
+            offsets = numpy_view(batch.column("origin").offsets)
+            row = first + int(np.searchsorted(offsets, wrong[0], side="right")) - 1
+            result.problems.append(
+                f"{path}: row {row}: origin {origin[wrong[0]]} is not a line of the inputs"
+            )
+    result.shards += 1
 
 
-def _are_lines(origin: NDArray[np.int64], manifest: Manifest) -> NDArray[np.bool_]:
-    """Return whether each origin is that of a line of the inputs: bool [n]."""
+def _are_lines(origin: NDArray[np.int64], group: Group, manifest: Manifest) -> NDArray[np.bool_]:
+    """Return whether each origin is that of a line of the inputs of a group: bool [n]."""
     if not manifest.has_slices:
-        return (origin >= 0) & (origin < sum(info.lines for info in manifest.inputs))
+        return (origin >= 0) & (origin < sum(info.lines for info in group.inputs))
     # All slices that do not exist are taken for one without lines, after the last one.
-    lines = np.array([*(n for info in manifest.inputs for n in info.slices), 0], dtype=np.int64)
+    lines = np.array([*(n for info in group.inputs for n in info.slices), 0], dtype=np.int64)
     number = np.minimum(origin >> ORIGIN_BITS, len(lines) - 1)
     line = origin & ((1 << ORIGIN_BITS) - 1)
     is_line: NDArray[np.bool_] = (origin >= 0) & (line < lines[np.maximum(number, 0)])
@@ -200,19 +274,26 @@ def _are_lines(origin: NDArray[np.int64], manifest: Manifest) -> NDArray[np.bool
 
 
 def _verify_rows(
-    path: Path, batch: pa.RecordBatch, manifest: Manifest, result: Verification
+    path: Path, batch: pa.RecordBatch, first: int, manifest: Manifest, result: Verification
 ) -> None:
-    """Check the values of a shard with a valid layout, and add up its totals."""
+    """Check the values of a block with a valid layout, and add up its totals.
+
+    Args:
+        path: The shard.
+        batch: The block.
+        first: The number of packs before it in the shard.
+        manifest: The manifest of the build.
+        result: The result, to which problems and totals are added.
+    """
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     ids = numpy_view(columns["input_ids"].values)
     mask = numpy_view(columns["completion_mask"].values)
     seq_lengths = numpy_view(columns["seq_lengths"].values)
-    origin = numpy_view(columns["origin"].values)
     token_offsets = numpy_view(columns["input_ids"].offsets).astype(np.int64)
     pack_offsets = numpy_view(columns["seq_lengths"].offsets).astype(np.int64)
 
     def row_of_sequence(sequence: int) -> int:
-        return int(np.searchsorted(pack_offsets, sequence, side="right")) - 1
+        return first + int(np.searchsorted(pack_offsets, sequence, side="right")) - 1
 
     def add_problem(text: str) -> None:
         result.problems.append(f"{path}: {text}")
@@ -226,7 +307,8 @@ def _verify_rows(
     pack_lengths = np.diff(token_offsets)
     if (wrong := np.flatnonzero(pack_lengths > manifest.max_length)).size:
         add_problem(
-            f"row {wrong[0]}: {pack_lengths[wrong[0]]} tokens, more than {manifest.max_length}"
+            f"row {first + wrong[0]}: {pack_lengths[wrong[0]]} tokens, more than"
+            f" {manifest.max_length}"
         )
 
     # Values of each token.
@@ -237,7 +319,7 @@ def _verify_rows(
     if not isinstance(vocab_size := manifest.tokenizer.get("vocab_size"), int):
         add_problem("the manifest does not state the size of the vocabulary")
     elif (wrong := np.flatnonzero(ids >= vocab_size)).size:
-        row = int(np.searchsorted(token_offsets, wrong[0], side="right")) - 1
+        row = first + int(np.searchsorted(token_offsets, wrong[0], side="right")) - 1
         add_problem(f"row {row}: id {ids[wrong[0]]} is outside the vocabulary of {vocab_size}")
     if "position_ids" in columns:
         stored = numpy_view(columns["position_ids"].values)
@@ -245,14 +327,6 @@ def _verify_rows(
         if not np.array_equal(stored, expected):
             add_problem("position_ids do not restart at 0 with each sequence")
 
-    # Records of each sequence.
-    if (wrong := np.flatnonzero(~_are_lines(origin, manifest))).size:
-        add_problem(
-            f"row {row_of_sequence(wrong[0])}: origin {origin[wrong[0]]} is not a line of the"
-            " inputs"
-        )
-
-    result.shards += 1
     result.rows += len(pack_offsets) - 1
     result.tokens += len(ids)
     result.sequences += len(seq_lengths)

@@ -14,8 +14,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from sftprep.core.atomic_write import write_named
-from sftprep.shards.manifest import ShardInfo
-from sftprep.shards.schema import arrow_array, position_dtype, shard_schema
+from sftprep.shards.group import Block, ShardInfo
+from sftprep.shards.schema import BLOCK_PACKS, arrow_array, position_dtype, shard_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,10 @@ def write_shard(
         def write(file: BinaryIO) -> None:
             sink.file = file
             with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), batch.schema) as writer:
-                writer.write_batch(batch)
+                for first in range(0, batch.num_rows, BLOCK_PACKS):
+                    writer.write_batch(batch.slice(first, BLOCK_PACKS))
+                    sink.end_block()
+            sink.end_block()
 
         def final_name() -> str:
             hash_thread.shutdown()  # waits for the digest
@@ -81,7 +84,7 @@ def write_shard(
         trained_tokens=count_targets(rows.completion_mask, rows.seq_lengths),
         bytes=sink.size,
         sha256=sink.sha256.hexdigest(),
-        xxh3=sink.xxh3.hexdigest(),
+        blocks=tuple(sink.blocks),
     )
 
 
@@ -135,16 +138,22 @@ class _HashingSink:
 
     def __init__(self, hash_thread: ThreadPoolExecutor) -> None:
         self.file: BinaryIO | None = None  # set when the temporary file is open
-        self.size, self.sha256, self.xxh3 = 0, sha256(), xxhash.xxh3_128()
+        self.size, self.sha256, self.blocks = 0, sha256(), list[Block]()
+        self._block, self._block_start = xxhash.xxh3_128(), 0
         self._hash_thread = hash_thread
 
     def write(self, data: Any) -> int:
         assert self.file is not None
         self._hash_thread.submit(self.sha256.update, data)
-        self.xxh3.update(data)
+        self._block.update(data)
         self.file.write(data)
         self.size += len(data)
         return len(data)
+
+    def end_block(self) -> None:
+        """End a block with the bytes written so far."""
+        self.blocks.append(Block(self.size - self._block_start, self._block.hexdigest()))
+        self._block, self._block_start = xxhash.xxh3_128(), self.size
 
     def flush(self) -> None:
         return None

@@ -14,17 +14,22 @@ from dataclasses import dataclass
 from sftprep.config.validation import TextUnit
 from sftprep.sources.discovery.file_types import kind_of
 from sftprep.sources.discovery.files import find_files
-from sftprep.sources.readers.arrow_tables import arrow_parts, read_arrow_rows
+from sftprep.sources.readers.arrow_tables import arrow_parts, count_arrow_rows, read_arrow_rows
 from sftprep.sources.readers.delimited import delimited_parts
 from sftprep.sources.readers.json_array import document_parts
 from sftprep.sources.readers.lines import (
     FilePart,
     line_parts,
     open_input,
+    plain_size,
     read_line_range,
     unpacked_blocks,
 )
-from sftprep.sources.readers.parquet_tables import parquet_parts, read_parquet_rows
+from sftprep.sources.readers.parquet_tables import (
+    count_parquet_rows,
+    parquet_parts,
+    read_parquet_rows,
+)
 from sftprep.sources.readers.plain_text import text_file_parts, text_line_parts
 from sftprep.sources.readers.table_lines import Columns
 from sftprep.sources.readers.to_jsonl import strip_null_lines
@@ -39,6 +44,7 @@ __all__ = [
     "find_files",
     "first_lines",
     "open_input",
+    "range_length",
     "read_partition",
     "source_of",
 ]
@@ -89,6 +95,8 @@ class Source:
         path: The path of the file, where it differs from the name.
         columns: The columns of a table that are read; None for all.
         has_schema: Whether data in memory has the types of a table.
+        start: The first byte of the range of the file to read, or its first row in a table.
+        end: The byte or row after the range; None for the end of the file.
     """
 
     name: str
@@ -100,6 +108,8 @@ class Source:
     path: str | None = None
     columns: Columns = None
     has_schema: bool = False
+    start: int = 0
+    end: int | None = None
 
     @property
     def is_table(self) -> bool:
@@ -122,10 +132,13 @@ class Kind:
     Attributes:
         parts: Cuts a file into parts of about a size in bytes.
         read: Reads the lines of a part that has no payload.
+        length: Returns the number of bytes or rows of a file, if its parts are ranges of them; None
+            if it can only be read from its start.
     """
 
     parts: Callable[[str, int, Columns], Iterator[FilePart]]
     read: Callable[[str, int, int, Columns], bytes]
+    length: Callable[[str], int | None] = lambda _: None
 
 
 def _ignore_columns(
@@ -140,13 +153,13 @@ def _read_lines(file: str, start: int, end: int, columns: Columns) -> bytes:
 
 
 KINDS: dict[str, Kind] = {
-    "lines": Kind(_ignore_columns(line_parts), _read_lines),
+    "lines": Kind(_ignore_columns(line_parts), _read_lines, plain_size),
     "document": Kind(_ignore_columns(document_parts), _read_lines),
     "delimited": Kind(_ignore_columns(delimited_parts), _read_lines),
     "text": Kind(_ignore_columns(text_line_parts), _read_lines),
     "text-file": Kind(_ignore_columns(text_file_parts), _read_lines),
-    "parquet": Kind(parquet_parts, read_parquet_rows),
-    "arrow": Kind(arrow_parts, read_arrow_rows),
+    "parquet": Kind(parquet_parts, read_parquet_rows, count_parquet_rows),
+    "arrow": Kind(arrow_parts, read_arrow_rows, count_arrow_rows),
 }
 
 
@@ -160,8 +173,15 @@ def source_of(file: str, text_unit: TextUnit | None = None) -> Source:
     return Source(file, kind_of(file, text_unit) or "lines")
 
 
+def range_length(source: Source) -> int | None:
+    """Return the number of bytes or rows of a file that can be read in ranges; None for others."""
+    return KINDS[source.kind].length(source.file) if source.blocks is None else None
+
+
 def cut(inputs: Iterable[str | Source], target: int = PARTITION_BYTES) -> Iterator[Partition]:
     """Cut files and sources into partitions, in order, without reading ahead.
+
+    Of a source with a range, these are the partitions that start in the range.
 
     Args:
         inputs: The files and sources.
@@ -236,7 +256,14 @@ def _file_parts(source: Source, target: int) -> Iterator[FilePart]:
             (start, start + len(block), block)
             for start, block in unpacked_blocks(source.file, target)
         )
-    return KINDS[source.kind].parts(source.file, target, source.columns)
+    parts = KINDS[source.kind].parts(source.file, target, source.columns)
+    if source.start == 0 and source.end is None:
+        return parts
+    return (
+        part
+        for part in parts
+        if source.start <= part[0] and (source.end is None or part[0] < source.end)
+    )
 
 
 def _number_rows(blocks: Iterator[bytes]) -> Iterator[FilePart]:

@@ -10,7 +10,7 @@ from sftprep import build
 from sftprep.errors import ConfigError, EmptyInput, InputUnreadable, RecordError, TooManyRejected
 from sftprep.records.checks.quality_checks import REASONS
 from tests.pipeline.builds import check_accounting, origins
-from tests.support import SHARED, needs_shared
+from tests.support import SHARED, needs_shared, rejected_file
 
 DIRTY = SHARED / "datasets" / "dirty"
 QWEN = SHARED / "tokenizers" / "qwen3"
@@ -32,9 +32,7 @@ def dirty_build(output, **settings):
         DIRTY / "dirty_messages.jsonl", tokenizer=QWEN, output=output, **{**fixed, **settings}
     )
     check_accounting(report.folder)
-    rejected = [
-        json.loads(line) for line in (report.folder / "rejected.jsonl").read_text().splitlines()
-    ]
+    rejected = [json.loads(line) for line in rejected_file(report.folder).read_text().splitlines()]
     assert len({entry["line"] for entry in rejected}) == len(rejected)
     return (
         {origin + 1 for origin in origins(report.folder)},
@@ -161,10 +159,9 @@ GOOD = chat(("user", "q"), ("assistant", "a"))
 def test_duplicates_across_files_partitions_and_sources(
     records, tokenizer_dir, tmp_path, monkeypatch
 ):
-    from sftprep.pipeline import build as build_module
-    from sftprep.sources import partition
+    from sftprep.sources import groups
 
-    monkeypatch.setattr(build_module, "cut", lambda inputs: partition.cut(inputs, 100))
+    monkeypatch.setattr(groups, "PARTITION_BYTES", 100)
     rows = [chat(("user", f"q {k % 7}"), ("assistant", "a")) for k in range(20)]
     spaced = [chat(("user", f"q  {k}\n"), ("assistant", "a")) for k in range(9)]
     files = [records(rows, "a.jsonl"), records(spaced, "b.jsonl")]
@@ -184,13 +181,13 @@ def test_duplicates_across_files_partitions_and_sources(
         assert accounts.sequences + report.evaluation.accounting.sequences == 9
         check_accounting(report.folder)
         check_accounting(report.folder / "eval")
-    rejected = [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]
+    rejected = [json.loads(line) for line in rejected_file(output).read_text().splitlines()]
     assert [(entry["file"], entry["line"]) for entry in rejected] == [
         (files[0], k) for k in range(8, 21)
     ] + [(files[1], k) for k in range(1, 8)]
-    assert (tmp_path / "o1" / "rejected.jsonl").read_bytes() == (
-        tmp_path / "o2" / "rejected.jsonl"
-    ).read_bytes()
+    assert (
+        rejected_file(tmp_path / "o1").read_bytes() == rejected_file(tmp_path / "o2").read_bytes()
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,7 @@ import pytest
 
 from sftprep import BuildConfig, build, open_shards, read_manifest, verify
 from sftprep.errors import ManifestError, SftprepError
-from sftprep.pipeline import build as build_module
-from sftprep.sources import partition
+from sftprep.sources import groups
 from tests.conftest import EXAMPLES
 
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
@@ -86,7 +85,7 @@ def state(folder: Path) -> str | None:
 @pytest.fixture
 def small(monkeypatch, tmp_path, tokenizer_dir):
     """A function that returns the settings of a build with several partitions and shards."""
-    monkeypatch.setattr(build_module, "cut", lambda inputs: partition.cut(inputs, 10_000))
+    monkeypatch.setattr(groups, "PARTITION_BYTES", 10_000)
     source = tmp_path / "qa.jsonl"
     source.write_bytes((EXAMPLES / "data" / "qa.jsonl").read_bytes())
 

@@ -16,7 +16,7 @@ from sftprep.sources.partition import cut, read_partition
 from sftprep.sources.readers.jsonl import parse_line, split_lines
 from sftprep.sources.readers.to_jsonl import rows_to_lines
 from sftprep.tokenize.loading.load import load_tokenizer
-from tests.support import at_most
+from tests.support import at_most, rejected_file
 
 HUGE = "7" * 5_000
 """An integer that Python does not convert."""
@@ -185,7 +185,7 @@ def test_a_tool_call_that_cannot_be_written_is_one_bad_record(
         chat_template=tmp_path / "tools.jinja",
     )
     assert made.manifest.accounting.records == 3
-    rejected = (tmp_path / "o/rejected.jsonl").read_text() if said else ""
+    rejected = rejected_file(tmp_path / "o").read_text() if said else ""
     assert made.manifest.accounting.sequences == (2 if said else 3)
     assert not said or re.search(said, rejected)
 

@@ -13,9 +13,8 @@ import pytest
 import sftprep
 from sftprep import BuildConfig, build, read_manifest
 from sftprep.errors import ConfigError, EmptyInput, FormatError, InputNotFound, RecordError
-from sftprep.pipeline import build as build_module
+from sftprep.sources import groups
 from sftprep.sources import in_memory as memory
-from sftprep.sources import partition
 from tests.conftest import EXAMPLES
 from tests.pipeline.builds import check_accounting, content, texts
 
@@ -283,7 +282,7 @@ def test_datasets_is_imported_only_for_its_own_records(tokenizer_dir, tmp_path):
 
 
 def test_a_failing_generator_leaves_no_build(tokenizer_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(build_module, "cut", lambda inputs: partition.cut(inputs, 100))
+    monkeypatch.setattr(groups, "PARTITION_BYTES", 100)
 
     def broken():
         yield {"text": "a b"}

@@ -35,6 +35,7 @@ from sftprep.pipeline import inputs as inputs_module
 from sftprep.shards import manifest_size as manifest_module
 from sftprep.shards.layout import mark_work_folder
 from tests.conftest import EXAMPLES
+from tests.support import rejected_file
 
 CHATS = str(EXAMPLES / "data" / "chats.jsonl")
 QA = str(EXAMPLES / "data" / "qa.jsonl")
@@ -216,13 +217,13 @@ def test_position_ids_that_are_not_stored_are_derived(tokenizer_dir, tmp_path):
 
 
 def test_the_bytes_do_not_depend_on_workers_or_compression(tokenizer_dir, tmp_path, monkeypatch):
-    from sftprep.sources import partition
+    from sftprep.sources import groups
 
     plain = tmp_path / "in" / "a.jsonl"
     plain.parent.mkdir()
     data = Path(CHATS).read_bytes()
     plain.write_bytes(data)
-    monkeypatch.setattr(build_module, "cut", lambda inputs: partition.cut(inputs, 20_000))
+    monkeypatch.setattr(groups, "PARTITION_BYTES", 20_000)
     settings = {"shard_tokens": 5_000, "train_on": "assistant"}
     one = run(str(plain), tokenizer_dir, tmp_path / "one", workers=1, **settings)
     two = run(str(plain), tokenizer_dir, tmp_path / "two", workers=2, **settings)
@@ -263,7 +264,7 @@ def test_files_in_a_folder_may_have_different_formats(tokenizer_dir, tmp_path):
     ]
     assert report.manifest.accounting.records == report.manifest.accounting.sequences == 315
     assert verify(report.folder).ok
-    assert sorted(os.listdir(report.folder)) == ["manifest.json", "shards"]
+    assert sorted(os.listdir(report.folder)) == ["groups", "manifest.json", "shards"]
 
 
 BAD = '{"text": "a"}\n\n{"text": 7}\n{"text": "b"}\n{oops\n'
@@ -279,9 +280,9 @@ def test_the_first_bad_record_stops_the_build_with_its_file_and_line(
     assert caught.value.line == 3
     assert not (tmp_path / "o" / "manifest.json").exists()
     # With several workers, the error is still about the first bad line of the input.
-    from sftprep.sources import partition
+    from sftprep.sources import groups
 
-    monkeypatch.setattr(build_module, "cut", lambda inputs: partition.cut(inputs, 10))
+    monkeypatch.setattr(groups, "PARTITION_BYTES", 10)
     with pytest.raises(RecordError) as again:
         run(str(path), tokenizer_dir, tmp_path / "o2", workers=2)
     assert str(again.value) == str(caught.value)
@@ -295,9 +296,7 @@ def test_bad_records_are_quarantined_up_to_a_limit(tokenizer_dir, tmp_path):
     report = run(
         str(path), tokenizer_dir, tmp_path / "o", on_bad_record="quarantine", max_rejected="50%"
     )
-    rejected = [
-        json.loads(line) for line in (tmp_path / "o" / "rejected.jsonl").read_text().splitlines()
-    ]
+    rejected = [json.loads(line) for line in rejected_file(tmp_path / "o").read_text().splitlines()]
     assert [(r["file"], r["line"], r["reason"]) for r in rejected] == [
         (str(path), 3, "bad_type"),
         (str(path), 5, "bad_json"),
@@ -388,7 +387,8 @@ def test_a_finished_build_is_replaced_only_with_overwrite(records, tokenizer_dir
     assert read_manifest(tmp_path / "o").digest == first.digest
     second = run(other, tokenizer_dir, tmp_path / "o", overwrite=True).manifest
     assert second.digest != first.digest
-    assert {p.name for p in (tmp_path / "o" / "shards").iterdir()} == {
+    shards = tmp_path / "o" / "shards"
+    assert {p.relative_to(shards).as_posix() for p in shards.rglob("*.arrow")} == {
         s.name for s in second.shards
     }
 
@@ -529,40 +529,11 @@ def test_a_setting_too_large_for_a_manifest_is_rejected_before_anything_is_writt
     with pytest.raises(ConfigError, match="64 MiB at most can be read") as caught:
         build(config)
     assert remedy in caught.value.remedy
-    assert "join small" not in caught.value.remedy
     assert len(str(caught.value)) < 500
     assert not (tmp_path / "o").exists()
 
 
-MIXTURE = {"weight": 1, "repeat": 2}
-
-
-@pytest.mark.parametrize("settings", [{}, {"eval_fraction": 0.3}, MIXTURE, {"eval_input": QA}])
-def test_a_build_whose_manifest_would_be_too_large_is_rejected_first(
-    tokenizer_dir, tmp_path, monkeypatch, settings
-):
-    """The expected size of the entries of many inputs is not smaller than their actual size."""
-    (tmp_path / "in").mkdir()
-    for number in range(60):
-        lines = (json.dumps({"text": f"{number} {k} a b"}) + "\n" for k in range(20))
-        (tmp_path / "in" / f"{number}.jsonl").write_text("".join(lines))
-    given = {"inputs": str(tmp_path / "in"), **settings}
-    if settings == MIXTURE:
-        given = {"sources": ({"path": str(tmp_path / "in"), **settings},)}
-    given |= {"tokenizer": str(tokenizer_dir), "max_length": 64}
-    report = build(BuildConfig.of(**given, output=str(tmp_path / "first")))
-    size = len(report.manifest.to_json())
-    monkeypatch.setattr(manifest_module, "_UNKNOWN_BYTES", 0)
-    monkeypatch.setattr(manifest_module, "LARGEST_MANIFEST", size - 1)
-    with pytest.raises(ConfigError, match="join small input files"):
-        build(BuildConfig.of(**given, output=str(tmp_path / "o")))
-    assert not (tmp_path / "o").exists()
-    monkeypatch.setattr(manifest_module, "LARGEST_MANIFEST", round(size * 1.6))
-    build(BuildConfig.of(**given, output=str(tmp_path / "o")))
-    assert content(tmp_path / "o") == content(tmp_path / "first")
-
-
-def test_a_manifest_that_grows_too_large_is_found_before_the_shards_are_written(
+def test_a_group_whose_file_would_be_too_large_is_found_before_the_shards_are_written(
     tokenizer_dir, tmp_path, monkeypatch
 ):
     (tmp_path / "in").mkdir()
@@ -575,16 +546,11 @@ def test_a_manifest_that_grows_too_large_is_found_before_the_shards_are_written(
         on_bad_record="quarantine",
         max_rejected="100%",
     )
-    monkeypatch.setattr(manifest_module, "_COUNT", 1)
-    monkeypatch.setattr(manifest_module, "_UNKNOWN_BYTES", 0)
-    source, paths = str(tmp_path / "in"), [str(p) for p in (tmp_path / "in").iterdir()]
-    entries = [(manifest_module.expected_input(source, None), paths)]
-    room = sum(manifest_module.manifest_sizes({}, entries).values())
-    # 8,000 bytes for the settings and the template.
-    monkeypatch.setattr(manifest_module, "LARGEST_MANIFEST", room + 8_000)
+    monkeypatch.setattr(manifest_module, "LARGEST_MANIFEST", 200_000)
     stages = set()
-    with pytest.raises(ConfigError, match="the entries of the inputs"):
+    with pytest.raises(ConfigError, match="the entries of the inputs") as caught:
         build(config, progress=lambda stage, *_: stages.add(stage))
+    assert caught.value.remedy == "lower group_bytes"
     assert stages == {"tokenize"}
 
 

@@ -13,6 +13,7 @@ from sftprep import BuildConfig, build, open_shards, read_manifest, verify
 from sftprep.errors import ConfigError, EmptyInput, OutputExists
 from tests.conftest import EXAMPLES
 from tests.pipeline.builds import check_accounting, content, origins, texts
+from tests.support import rejected_file
 
 CHATS = str(EXAMPLES / "data" / "chats.jsonl")
 QA = str(EXAMPLES / "data" / "qa.jsonl")
@@ -44,7 +45,11 @@ def test_every_record_is_in_the_training_or_the_evaluation_build(tokenizer_dir, 
     digest = read_manifest(report.folder / "eval").digest
     name = f"manifest-{digest[:16]}.json"
     assert report.manifest.eval == {"folder": "eval", "manifest": name, "digest": digest}
-    assert {path.name for path in (report.folder / "eval").iterdir()} == {name, "shards"}
+    assert {path.name for path in (report.folder / "eval").iterdir()} == {
+        name,
+        "groups",
+        "shards",
+    }
 
 
 def test_the_same_records_are_held_out_in_any_order_and_kind_of_input(tokenizer_dir, tmp_path):
@@ -193,7 +198,7 @@ def test_rejected_records_are_in_neither_build(tokenizer_dir, tmp_path):
         on_bad_record="quarantine",
         max_rejected="50%",
     )
-    assert len((tmp_path / "o" / "rejected.jsonl").read_text().splitlines()) == 10
+    assert len(rejected_file(tmp_path / "o").read_text().splitlines()) == 10
     for folder in (report.folder, report.folder / "eval"):
         check_accounting(folder)
         assert read_manifest(folder).accounting.rejected == {"bad_type": 10}

@@ -63,6 +63,7 @@ def test_another_machine_makes_the_same_bytes(
     inputs = [EXAMPLES / "data" / name for name in ("chats.jsonl", "qa.jsonl")]
     monkeypatch.chdir(EXAMPLES)
     names = [os.path.relpath(path) for path in inputs]
+    settings |= {"group_bytes": 1 << 16}
     here = build(names, output=tmp_path / "here", **settings)
     (tmp_path / "elsewhere").mkdir()
     executor = OtherMachine(tmp_path / "elsewhere")
@@ -70,9 +71,23 @@ def test_another_machine_makes_the_same_bytes(
     monkeypatch.chdir(EXAMPLES)
     there = build(names, output=os.path.relpath(tmp_path / "there"), executor=executor, **settings)
     assert content(there.folder) == content(here.folder)
-    assert executor.tasks == 2 + len(here.manifest.shards)
+    assert executor.tasks == len(here.manifest.groups) == 2
     assert not executor.closed  # the caller closes it
     assert there.workers == 3
+
+
+def test_what_needs_all_records_in_order_is_refused_on_other_machines(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        (EXAMPLES / "data" / "qa.jsonl", {"pack_window": 16}, "pack_window"),
+        (EXAMPLES / "data" / "qa.jsonl", {"limit": 5}, "limit"),
+        ([{"text": "a b"}], {}, "data in memory"),
+    ]
+    for data, more, what in cases:
+        with pytest.raises(ConfigError, match=f"{what} cannot be used on several machines"):
+            build(data, output=tmp_path / "o", executor=OtherMachine(tmp_path), **settings, **more)
+        assert not (tmp_path / "o").exists()
 
 
 def test_a_machine_with_other_versions_is_refused(

@@ -15,6 +15,7 @@ from sftprep import BuildConfig, build, read_manifest, verify
 from sftprep.pipeline.build import BuildReport
 from sftprep.report.summary import summary_data, summary_lines
 from sftprep.shards.length_advice import advise_length
+from tests.shards.builds import rewritten
 
 
 def made(tmp_path: Path, tokenizer: Path, inputs: str, **settings: Any) -> BuildReport:
@@ -186,18 +187,10 @@ def test_verify_finds_a_histogram_that_does_not_fit_the_ledger(
     records: Callable[..., str], tokenizer_dir: Path, tmp_path: Path
 ) -> None:
     made(tmp_path, tokenizer_dir, records(PAIRS))
-    path = tmp_path / "out" / "manifest.json"
-    values = json.loads(path.read_text())
     for tokens in ([1, 2], "many", None, [None]):
-        values["lengths"]["tokens"] = tokens
-        path.write_text(json.dumps(values))
+        rewritten(tmp_path / "out", lambda values: values["lengths"].update(tokens=tokens))  # noqa: B023
         assert any("histogram of lengths" in p for p in verify(tmp_path / "out").problems)
-    # Builds of older versions have neither the histogram nor the counts.
-    del values["lengths"]
-    for ledger in (values["accounting"], *(each["accounting"] for each in values["inputs"])):
-        for name in [name for name in ledger if name.startswith("trained_")]:
-            if name != "trained_tokens":
-                del ledger[name]
-    path.write_text(json.dumps(values))
+    # Builds of older versions have no histogram.
+    rewritten(tmp_path / "out", lambda values: values.update(lengths={}))
     assert verify(tmp_path / "out").problems == []
     assert advise_length(read_manifest(tmp_path / "out")) is None

@@ -14,7 +14,6 @@ from sftprep import BuildConfig, build, read_manifest
 from sftprep.cli import main
 from sftprep.config import SourceEntry
 from sftprep.errors import ConfigError, EmptyInput, RecordError
-from sftprep.pipeline import build as build_module
 from sftprep.report.summary import source_ledgers
 from tests.pipeline.builds import check_accounting, content, origins, texts
 from tests.sources.test_kinds import WRITERS
@@ -143,9 +142,9 @@ def test_each_source_may_have_another_format(files, tokenizer_dir, tmp_path):
 
 
 def test_the_bytes_do_not_depend_on_workers(files, tokenizer_dir, tmp_path, monkeypatch):
-    from sftprep.sources import partition
+    from sftprep.sources import groups
 
-    monkeypatch.setattr(build_module, "cut", lambda inputs: partition.cut(inputs, 300))
+    monkeypatch.setattr(groups, "PARTITION_BYTES", 300)
     sources = [
         {"path": files["a"], "repeat": 1.5, "limit": 33},
         {"path": files["b"], "weight": None, "repeat": 0.7},
@@ -196,9 +195,9 @@ def test_every_record_is_accounted_for(
 def test_every_kind_of_file_is_built_by_any_number_of_workers(
     tokenizer_dir, tmp_path, monkeypatch, name
 ):
-    from sftprep.sources import partition
+    from sftprep.sources import groups
 
-    monkeypatch.setattr(build_module, "cut", lambda inputs: partition.cut(inputs, 600))
+    monkeypatch.setattr(groups, "PARTITION_BYTES", 600)
     rows = [{"text": f"row {k} " + "word " * (k % 9)} for k in range(60)]
     path = str(tmp_path / name)
     WRITERS[name](rows, path)

@@ -19,6 +19,7 @@ from sftprep.report.draw import draw_pack
 from sftprep.shards import data_warnings
 from sftprep.sources.partition import PARTITION_BYTES
 from sftprep.stream import open_stream
+from tests.support import rejected_file
 
 # Shows the content of users and of the assistant, the names of calls, and the reasoning of the last
 # turn.
@@ -98,7 +99,7 @@ def test_an_omission_rejects_the_record_under_quarantine_unless_it_is_allowed(
     if is_fatal:
         with pytest.raises(TooManyRejected, match=f'allow_loss="{kind}"'):
             build(*conversations, output=tmp_path / "few", **settings)
-        line = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())
+        line = json.loads(rejected_file(tmp_path / "out").read_text())
         assert (line["line"], line["reason"]) == (2, kind)
         accounting = build(
             *conversations, output=tmp_path / "allowed", allow_loss=kind, **settings

@@ -25,6 +25,7 @@ from sftprep.config.user_functions import resolve_function
 from sftprep.errors import EmptyInput, RecordError
 from sftprep.pipeline.executors.local import Processes
 from tests.pipeline.builds import check_accounting, content, origins, texts
+from tests.support import rejected_file
 
 MINE = """
 from sftprep import Drop
@@ -181,7 +182,7 @@ def test_whatever_a_transform_raises_or_returns_is_a_bad_record(records, tokeniz
     )
     assert report.manifest.accounting.rejected == {"transform_failed": 9}
     assert report.manifest.accounting.sequences == 1
-    lines = (tmp_path / "o" / "rejected.jsonl").read_text().splitlines()
+    lines = rejected_file(tmp_path / "o").read_text().splitlines()
     assert [json.loads(line)["line"] for line in lines] == list(range(1, 10))
 
 
@@ -196,7 +197,7 @@ def test_values_that_are_not_json_are_bad_records_with_their_line(tokenizer_dir,
         max_rejected="100%",
     )
     assert report.manifest.accounting.sequences == 1
-    rejected = (tmp_path / "o" / "rejected.jsonl").read_text().splitlines()
+    rejected = rejected_file(tmp_path / "o").read_text().splitlines()
     assert [json.loads(line)["line"] for line in rejected] == list(range(2, 9))
 
 
@@ -210,7 +211,7 @@ def test_a_bad_result_among_several_is_named_and_the_others_are_used(tokenizer_d
         max_rejected="100%",
     )
     assert report.manifest.accounting.sequences == 2
-    (line,) = (tmp_path / "o" / "rejected.jsonl").read_text().splitlines()
+    (line,) = rejected_file(tmp_path / "o").read_text().splitlines()
     assert json.loads(line)["message"].endswith("(result 2 of 3)")
 
 

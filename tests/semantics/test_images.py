@@ -12,6 +12,7 @@ import pytest
 
 from sftprep import build
 from tests.semantics.prepared import prepare
+from tests.support import rejected_file
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
@@ -146,7 +147,7 @@ def test_an_image_of_a_table_without_bytes_and_path_is_empty(
             max_rejected="100%",
         )
         assert report.manifest.accounting.rejected == {"images": 3}
-        rejected = (tmp_path / suffix / "rejected.jsonl").read_text().splitlines()
+        rejected = rejected_file(tmp_path / suffix).read_text().splitlines()
         assert [json.loads(line)["line"] for line in rejected] == [3, 4, 5]
 
 

@@ -16,7 +16,7 @@ from sftprep import build
 from sftprep.errors import FlagNames, FormatError, SftprepError, TemplateError
 from tests.semantics.conftest import CHATML
 from tests.semantics.prepared import Prepared, prepare
-from tests.support import SHARED, needs_shared
+from tests.support import SHARED, needs_shared, rejected_file
 
 CASES = SHARED.parent / "cases"
 QWEN3 = SHARED / "tokenizers" / "qwen3"
@@ -603,7 +603,7 @@ def test_bytes_that_are_not_text_are_bad_records(tmp_path: Path, tokenizer_dir: 
         max_rejected="100%",
     )
     assert report.manifest.accounting.rejected == {"bad_utf8": 1}
-    line = json.loads((tmp_path / "o" / "rejected.jsonl").read_text())
+    line = json.loads(rejected_file(tmp_path / "o").read_text())
     assert line["line"] == 2
 
 

@@ -33,6 +33,7 @@ from tests.sfttrain.trainer_factory import (
     sequences,
     write_lines,
 )
+from tests.support import rejected_file
 
 ROOT = Path(__file__).resolve().parents[2]
 TURNS = [{"role": "user", "content": "What is up?"}, {"role": "assistant", "content": "The sky."}]
@@ -314,7 +315,7 @@ def test_b13_faults_of_a_row_are_located_and_counted(
     report = build(rows, tmp_path, tokenizer_dir, on_bad_record="quarantine")
     account = report.manifest.accounting
     assert (account.records, account.sequences, sum(account.rejected.values())) == (202, 201, 1)
-    assert json.loads((report.folder / "rejected.jsonl").read_text().splitlines()[0])["line"] == 201
+    assert json.loads(rejected_file(report.folder).read_text().splitlines()[0])["line"] == 201
 
 
 def test_b13_valid_rows_are_not_faults(tokenizer_dir: Path, tmp_path: Path) -> None:

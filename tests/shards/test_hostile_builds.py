@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xxhash
 
 from sftprep.cli import main
 from sftprep.errors import ManifestError, ShardError
-from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER, has_manifest
+from sftprep.shards.layout import GROUP_FOLDER, MANIFEST_NAME, SHARD_FOLDER, has_manifest
 from sftprep.shards.manifest import read_manifest
 from sftprep.shards.reader import open_shards
 from sftprep.shards.verify import verify
-from tests.shards.test_shards import rewritten, write_build
+from tests.shards.builds import rewritten, write_build
 from tests.support import at_most
 
 
@@ -92,14 +92,6 @@ def put(*path: str | int, value: object):
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        (put("inputs", 0, value=[]), r"inputs\[0\] is \[\], not an object"),
-        (put("inputs", value={}), "inputs is an object, not a list"),
-        (put("inputs", 0, "path", value="\ud800"), r"inputs\[0\]\.path"),
-        (put("inputs", 0, "accounting", "dropped", value=[]), r"inputs\[0\]\.accounting\.dropped"),
-        (put("shards", 0, value=0), r"shards\[0\] is 0"),
-        (put("shards", 0, "name", value=0), r"shards\[0\]\.name is 0, not text"),
-        (put("shards", 0, "rows", value=-1), r"shards\[0\]\.rows is -1"),
-        (put("shards", 0, "bytes", value=True), r"shards\[0\]\.bytes"),
         (put("rows", value={}), "rows is an object, not a whole number"),
         (put("rows", value=[]), "rows is"),
         (put("rows", value=-1), "rows is"),
@@ -115,15 +107,64 @@ def put(*path: str | int, value: object):
         (put("accounting", value=None), "accounting is None"),
         (put("accounting", "dropped", value=None), r"accounting\.dropped is None"),
         (put("accounting", "dropped", value={"a": "b"}), r"accounting\.dropped is"),
-        (lambda m: m.pop("shards"), "shards is missing"),
-        (lambda m: m["shards"][0].pop("xxh3"), r"shards\[0\]\.xxh3 is missing"),
+        (lambda m: m.pop("groups"), "rows is 3, and the shards that it lists have 0"),
+        (put("groups", value={}), "groups is an object, not a list"),
+        (put("groups", 0, "key", value="../../../../../x"), r"groups\[0\]\.key is"),
+        (put("groups", 0, "packs", value=[1.5]), r"groups\[0\]\.packs is \[1\.5\], not a list of"),
     ],
 )
 def test_a_field_of_another_type_is_an_error_with_its_name(change, field, folder):
     rewritten(folder, change)
-    for read in (open_shards, verify):
+    with pytest.raises(ManifestError, match=f"is damaged: {field}"):
+        open_shards(folder)
+    if "lists have" not in field:
         with pytest.raises(ManifestError, match=f"is damaged: {field}"):
+            verify(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (put("inputs", 0, value=[]), r"inputs\[0\] is \[\], not an object"),
+        (put("inputs", value={}), "inputs is an object, not a list"),
+        (put("inputs", 0, "path", value="\ud800"), r"inputs\[0\]\.path"),
+        (put("inputs", 0, "accounting", "dropped", value=[]), r"inputs\[0\]\.accounting\.dropped"),
+        (put("shards", 0, value=0), r"shards\[0\] is 0"),
+        (put("shards", 0, "name", value=0), r"shards\[0\]\.name is 0, not text"),
+        (put("shards", 0, "rows", value=-1), r"shards\[0\]\.rows is -1"),
+        (put("shards", 0, "bytes", value=True), r"shards\[0\]\.bytes"),
+        (put("shards", 0, "blocks", 0, value=1), r"shards\[0\]\.blocks\[0\] is 1"),
+        (lambda m: m.pop("shards"), "shards is missing"),
+        (lambda m: m["shards"][0]["blocks"][0].pop("xxh3"), r"shards\[0\].*xxh3 is missing"),
+    ],
+)
+def test_a_field_of_a_group_of_another_type_is_an_error_with_its_name(change, field, folder):
+    rewritten(folder, change)
+    with pytest.raises(ManifestError, match=f"{'0' * 16}.json is damaged: {field}"):
+        open_shards(folder)
+    assert any("is damaged" in problem for problem in verify(folder).problems)
+
+
+@pytest.mark.parametrize("read", [open_shards, verify])
+def test_any_changed_byte_of_a_manifest_is_an_error(read, folder):
+    path = folder / MANIFEST_NAME
+    content = path.read_bytes()
+    for at in range(0, len(content), 7):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(ManifestError):
             read(folder)
+
+
+def test_a_changed_file_of_a_group_is_an_error(folder):
+    (path,) = (folder / GROUP_FOLDER).iterdir()
+    path.write_bytes(path.read_bytes().replace(b"a.jsonl", b"b.jsonl"))
+    with pytest.raises(ManifestError, match=r"\.json is damaged: its content is not what was"):
+        open_shards(folder)
+    assert any("is damaged" in problem for problem in verify(folder).problems)
+    path.unlink()
+    with pytest.raises(ManifestError, match=r"cannot read .* which the manifest names"):
+        open_shards(folder)
+    assert any("cannot read" in problem for problem in verify(folder).problems)
 
 
 def test_shards_with_other_numbers_of_rows_than_the_manifest_are_an_error(folder):
@@ -131,18 +172,20 @@ def test_shards_with_other_numbers_of_rows_than_the_manifest_are_an_error(folder
     with pytest.raises(ManifestError, match="rows is 7, and the shards that it lists have 3"):
         open_shards(folder)
     rewritten(folder, put("shards", 0, "rows", value=7))
-    with pytest.raises(ShardError, match="3 rows, and the manifest says 7"):
+    rewritten(folder, put("groups", 0, "packs", value=[7]))
+    with pytest.raises(ShardError, match="3, and the manifest says 7"):
         list(open_shards(folder))
     assert any("the manifest says 7" in problem for problem in verify(folder).problems)
+    rewritten(folder, put("groups", 0, "packs", value=[3, 4]))
+    with pytest.raises(ManifestError, match="are not those of its shards"):
+        list(open_shards(folder))
 
 
 def damage(folder: Path, draw: random.Random) -> None:
     """Change bytes of the shard, and the digests in the manifest with them."""
-    manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
-    manifest.pop("data_digest", None)
-    info = manifest["shards"][0]
-    content = bytearray((folder / SHARD_FOLDER / info["name"]).read_bytes())
-    (folder / SHARD_FOLDER / info["name"]).unlink()
+    (path,) = (folder / SHARD_FOLDER).rglob("*.arrow")
+    content = bytearray(path.read_bytes())
+    path.unlink()
     at = draw.randrange(len(content) - 8)
     value = draw.choice(
         [b"\xff" * 8, b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"\0" * 8, b"\xff", b"\1"]
@@ -152,14 +195,23 @@ def damage(folder: Path, draw: random.Random) -> None:
     else:
         del content[at:]
     digest = sha256(content).hexdigest()
-    info.update(
-        bytes=len(content),
-        sha256=digest,
-        xxh3=xxhash.xxh3_128_hexdigest(bytes(content)),
-        name=f"shard-00000-{digest[:16]}.arrow",
-    )
-    (folder / SHARD_FOLDER / info["name"]).write_bytes(content)
-    (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
+    damaged = path.with_name(f"shard-00000-{digest[:16]}.arrow")
+    damaged.write_bytes(content)
+
+    def use_damaged(values: dict[str, Any]) -> None:
+        (info,) = values["shards"]
+        info.update(
+            bytes=len(content),
+            sha256=digest,
+            name=damaged.relative_to(folder / SHARD_FOLDER).as_posix(),
+        )
+        start = 0
+        for block in info["blocks"]:
+            part = bytes(content[start : start + block["bytes"]])
+            block.update(bytes=len(part), xxh3=xxhash.xxh3_128_hexdigest(part))
+            start += len(part)
+
+    rewritten(folder, use_damaged)
 
 
 def test_damage_with_matching_digests_is_an_error_or_harmless(tmp_path):

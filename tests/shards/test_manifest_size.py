@@ -1,8 +1,8 @@
-"""The expected size of a manifest is a close upper bound of its size."""
+"""The expected sizes of a manifest and of the file of a group are close upper bounds."""
 
 from __future__ import annotations
 
-import dataclasses
+from array import array
 
 import pytest
 from hypothesis import given, settings
@@ -10,46 +10,38 @@ from hypothesis import strategies as st
 
 from sftprep.errors import ConfigError
 from sftprep.shards import manifest_size as manifest_module
+from sftprep.shards.group import Block, Group, InputInfo, ShardInfo
 from sftprep.shards.ledger import Ledger
-from sftprep.shards.manifest import InputInfo, Manifest, ShardInfo
+from sftprep.shards.manifest import GroupEntry, Manifest
 from sftprep.shards.manifest_size import (
+    check_group_size,
     check_manifest_size,
-    expected_input,
+    group_sizes,
     manifest_bytes,
     manifest_sizes,
 )
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
-numbers = st.integers(0, 10**10 - 1)
+numbers = st.integers(0, 10**12)
 settings_of_builds = st.dictionaries(texts, texts | numbers | st.lists(texts), max_size=5)
+infos = st.builds(
+    InputInfo,
+    path=texts,
+    bytes=numbers,
+    digest=st.just("0" * 32),
+    format=st.sampled_from(["text", "prompt-completion"]),
+    lines=numbers,
+    records=numbers,
+    source=st.sampled_from(["", "näme", 'a"\n']),
+    accounting=st.builds(Ledger, lines=numbers, left_out=st.just({"held_out": 5})),
+    limit=st.none() | st.just(7),
+    slices=st.lists(numbers, max_size=3).map(tuple),
+)
 
 
-@st.composite
-def inputs(draw):
-    """Entries of ordinary inputs, with the expected counts by reason."""
-    reasons = draw(st.sets(st.sampled_from(["left_out.held_out", "extra.repeated"])))
-    names = [f.name for f in dataclasses.fields(Ledger) if f.default == 0]
-    found = []
-    for path in draw(st.lists(texts, max_size=8)):
-        counts = {name: draw(numbers) for name in (*names, *reasons)}
-        info = InputInfo(
-            path=path,
-            bytes=draw(numbers),
-            digest="0" * 32,
-            format=draw(st.sampled_from(["text", "prompt-completion"])),
-            first_ordinal=draw(numbers),
-            lines=draw(numbers),
-            records=draw(numbers),
-            source=draw(st.sampled_from(["", "näme", 'a"\n'])),
-            accounting=Ledger.from_counts(counts),
-            limit=draw(st.none() | st.just(7)),
-        )
-        found.append(info)
-    return sorted(reasons), tuple(found)
-
-
-def manifest_of(infos, config=None, template=None, shards=0) -> Manifest:
-    shard = ShardInfo("shard-00000-0123456789abcdef.arrow", 9, 9, 9, 9, "0" * 64, "0" * 32)
+def manifest_of(config=None, template=None, groups=0, shards=0) -> Manifest:
+    packs = array("q", [10**9] * (shards // max(1, groups)))
+    entry = GroupEntry("0" * 16, "0" * 64, packs, 9, 9, 9)
     return Manifest(
         config=config or {},
         config_digest="0" * 64,
@@ -57,69 +49,91 @@ def manifest_of(infos, config=None, template=None, shards=0) -> Manifest:
         chat_template=template,
         encoder={},
         template={},
-        inputs=infos,
         accounting=Ledger(),
         plan={},
         max_length=1,
         rows=1,
         tokens=1,
         trained_tokens=1,
-        shards=(shard,) * shards,
         sftprep_version="0",
+        groups=(entry,) * groups,
     )
 
 
 @settings(max_examples=60, deadline=None)
-@given(inputs(), settings_of_builds, st.none() | texts, st.integers(0, 3))
-def test_the_expected_size_is_an_upper_bound_and_close(made, config, template, shards):
-    reasons, infos = made
-    entries = [(expected_input(i.source, i.limit, reasons), [i.path]) for i in infos]
-    known = {"config": config, "chat_template": template}
-    sizes = manifest_sizes(known, entries, shards)
-    content = manifest_of(infos, config, template, shards).to_json()
+@given(settings_of_builds, st.none() | texts, st.integers(0, 3), st.integers(0, 9))
+def test_the_expected_size_of_a_manifest_is_an_upper_bound(config, template, groups, shards):
+    sizes = manifest_sizes({"config": config, "chat_template": template}, groups, shards)
+    content = manifest_of(config, template, groups, shards).to_json()
     # Without the bytes for unknown fields, which would hide an estimate that is too low.
-    rest = len(manifest_of(()).to_json())
-    assert len(content) - rest <= sum(sizes.values()) - sizes["others"]
-    assert sum(sizes.values()) - sizes["others"] <= 1.6 * len(content) + 200
+    rest = len(manifest_of().to_json())
+    known = sum(sizes.values()) - sizes["others"]
+    assert len(content) - rest <= known
+    assert known <= 1.6 * len(content) + 200
 
 
-def test_many_inputs_are_refused_only_if_they_do_not_fit():
-    entry = expected_input("data", None)
-    with pytest.raises(
-        ConfigError, match=r"the largest parts are the entries of the inputs"
-    ) as caught:
-        check_manifest_size({}, [(entry, ["x" * 100] * 90_000)])
-    assert "join small input files" in caught.value.remedy
-    check_manifest_size({}, [(entry, ["x" * 100] * 60_000)])
+@settings(max_examples=60, deadline=None)
+@given(st.lists(infos, max_size=4), st.lists(st.integers(1, 400), max_size=4))
+def test_the_expected_size_of_the_file_of_a_group_is_an_upper_bound(inputs, rows):
+    shards = tuple(
+        ShardInfo(
+            name=f"{'0' * 16}/shard-00000-{'0' * 16}.arrow",
+            rows=packs,
+            tokens=10**9,
+            trained_tokens=10**9,
+            bytes=10**9,
+            sha256="0" * 64,
+            blocks=(Block(10**7, "0" * 32),) * (-(-packs // 64) + 1),
+        )
+        for packs in rows
+    )
+
+    def size(infos, shards):
+        group = Group("0" * 16, "0", 1, infos, Ledger(), {}, {}, {}, 0, shards, "0", "2.0")
+        return len(group.to_json())
+
+    sizes = group_sizes(inputs, len(rows), sum(rows))
+    known = sum(sizes.values()) - sizes["others"]
+    found = size(tuple(inputs), shards) - size((), ())
+    assert found <= known
+    assert known <= 1.6 * found + 600 * len(rows) + 200
 
 
 @pytest.mark.parametrize(
-    ("known", "source", "shards", "what", "remedy"),
+    ("known", "groups", "what", "remedy"),
     [
-        ({"chat_template": "x" * 2_000_000}, "", 1, "the chat template", "chat_template"),
-        ({"config": {"text_field": "x" * 2_000_000}}, "", 1, "text_field", "shorten text_field"),
-        ({"config": {"map": ["x" * 2_000_000]}}, "", 1, "map", "shorten map"),
-        (
-            {"config": {"sources": ["x" * 2_000_000]}},
-            "",
-            1,
-            "the sources of the mixture",
-            "patterns",
-        ),
-        ({}, "x" * 200_000, 1, "the names of the sources", "a short name"),
-        ({}, "", 6_000, "the entries of the shards", "shard_tokens"),
+        ({"chat_template": "x" * 2_000_000}, 1, "the chat template", "chat_template"),
+        ({"config": {"text_field": "x" * 2_000_000}}, 1, "text_field", "shorten text_field"),
+        ({"config": {"map": ["x" * 2_000_000]}}, 1, "map", "shorten map"),
+        ({"config": {"sources": ["x" * 2_000_000]}}, 1, "the sources of the mixture", "patterns"),
+        ({}, 6_000, "the entries of the groups", "raise group_bytes"),
     ],
 )
-def test_large_parts_are_named_with_their_remedies(
-    monkeypatch, known, source, shards, what, remedy
+def test_large_parts_of_a_manifest_are_named_with_their_remedies(
+    monkeypatch, known, groups, what, remedy
 ):
     monkeypatch.setattr(manifest_module, "LARGEST_MANIFEST", 1 << 20)
-    entries = [(expected_input(source, None), ["a"] * 10)]
     with pytest.raises(ConfigError, match=f"the largest parts are {what}") as caught:
-        check_manifest_size(known, entries, shards)
+        check_manifest_size(known, groups)
     assert remedy in caught.value.remedy
-    assert "join small" not in caught.value.remedy
-    fields = {"config": known.get("config"), "template": known.get("chat_template")}
-    infos = tuple(InputInfo("a", 0, "", "", 0, 0, 0, source=source) for _ in range(10))
+    manifest = manifest_of(known.get("config"), known.get("chat_template"), groups)
     with pytest.raises(ConfigError, match=f"the largest parts are {what}"):
-        manifest_bytes(manifest_of(infos, **fields, shards=shards))
+        manifest_bytes(manifest)
+
+
+@pytest.mark.parametrize(
+    ("source", "shards", "packs", "what", "remedy"),
+    [
+        ("x" * 200_000, 1, 1, "the names of the sources", "a short name"),
+        ("", 6_000, 6_000, "the entries of the shards", "shard_tokens"),
+        ("", 6, 2_000_000, "the entries of the shards", "shard_tokens"),
+    ],
+)
+def test_large_parts_of_a_group_are_named_with_their_remedies(
+    monkeypatch, source, shards, packs, what, remedy
+):
+    monkeypatch.setattr(manifest_module, "LARGEST_MANIFEST", 1 << 20)
+    inputs = [InputInfo("a", 0, "", "", 0, 0, source=source)] * 10
+    with pytest.raises(ConfigError, match=f"the largest parts are {what}") as caught:
+        check_group_size(inputs, shards, packs)
+    assert remedy in caught.value.remedy

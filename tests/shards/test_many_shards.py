@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sftprep.errors import ShardError
-from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
+from sftprep.shards.layout import SHARD_FOLDER
 from sftprep.shards.manifest import read_manifest
 from sftprep.shards.reader import Shards, open_shards
-from tests.shards.test_shards import write_build
+from tests.shards.builds import rewritten, write_build
 
 
 def write_many(root: Path, num_shards: int) -> list[Path]:
     """Write a build of many shards with the same content, and return their files."""
     write_build(root, [[3, 2]], shard_rows=1)
-    manifest = read_manifest(root)
-    info = manifest.shards[0]
-    content = (root / SHARD_FOLDER / info.name).read_bytes()
-    infos = [info]
+    folder = root / SHARD_FOLDER
+    files = [folder / read_manifest(root).shards[0].name]
+    content = files[0].read_bytes()
     for number in range(1, num_shards):
-        name = info.name.replace("00000", f"{number:05d}", 1)
-        (root / SHARD_FOLDER / name).write_bytes(content)
-        infos.append(dataclasses.replace(info, name=name))
-    manifest = dataclasses.replace(
-        manifest,
-        shards=tuple(infos),
-        rows=num_shards,
-        tokens=num_shards * info.tokens,
-        trained_tokens=num_shards * info.trained_tokens,
-    )
-    (root / MANIFEST_NAME).write_bytes(manifest.to_json())
-    return [root / SHARD_FOLDER / info.name for info in infos]
+        files.append(files[0].with_name(files[0].name.replace("00000", f"{number:05d}", 1)))
+        files[-1].write_bytes(content)
+
+    def repeat(values: dict[str, Any]) -> None:
+        names = [path.relative_to(folder).as_posix() for path in files]
+        values["shards"] = [{**values["shards"][0], "name": name} for name in names]
+        values["groups"][0]["packs"] *= num_shards
+        for name in ("rows", "tokens", "trained_tokens"):
+            values[name] *= num_shards
+
+    rewritten(root, repeat)
+    return files
 
 
 def count_maps(folder: Path) -> int:

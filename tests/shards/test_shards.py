@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,97 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftprep.errors import ManifestError, ShardError
+from sftprep.shards.group import Group, InputInfo
 from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
-from sftprep.shards.manifest import (
-    InputInfo,
-    Ledger,
-    Manifest,
-    read_manifest,
-)
+from sftprep.shards.ledger import Ledger
+from sftprep.shards.manifest import Manifest, read_manifest
 from sftprep.shards.reader import open_shards
 from sftprep.shards.verify import verify
-from sftprep.shards.writer import ShardRows, count_targets, write_shard
-
-MAX_LENGTH = 16
-
-
-def write_build(
-    root: Path,
-    packs: list[list[int]],
-    *,
-    shard_rows: int = 2,
-    position_ids: bool = True,
-    max_length: int = MAX_LENGTH,
-) -> list[dict]:
-    """Write a build of random packs, given as lists of sequence lengths; return their content."""
-    (root / SHARD_FOLDER).mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    rows, infos, ordinal = [], [], 0
-    for index, first in enumerate(range(0, len(packs), shard_rows)):
-        own = packs[first : first + shard_rows]
-        seq_lengths = np.array([n for pack in own for n in pack], np.int32)
-        total = int(seq_lengths.sum())
-        shard = ShardRows(
-            input_ids=rng.integers(0, 100, total, dtype=np.int32),
-            completion_mask=rng.integers(0, 2, total).astype(bool),
-            seq_lengths=seq_lengths,
-            origin=np.arange(ordinal, ordinal + len(seq_lengths)),
-            pack_offsets=np.concatenate(([0], np.cumsum([len(pack) for pack in own]))),
-        )
-        ordinal += len(seq_lengths)
-        infos.append(
-            write_shard(
-                root / SHARD_FOLDER, index, shard, max_length=max_length, position_ids=position_ids
-            )
-        )
-        at = 0
-        for number, pack in enumerate(own):
-            size, begin = sum(pack), int(shard.pack_offsets[number])
-            rows.append(
-                {
-                    "input_ids": shard.input_ids[at : at + size].tolist(),
-                    "completion_mask": shard.completion_mask[at : at + size].tolist(),
-                    "position_ids": [k for n in pack for k in range(n)],
-                    "seq_lengths": pack,
-                    "origin": shard.origin[begin : begin + len(pack)].tolist(),
-                }
-            )
-            at += size
-    tokens, trained = sum(i.tokens for i in infos), sum(i.trained_tokens for i in infos)
-    manifest = Manifest(
-        config={},
-        config_digest="",
-        tokenizer={
-            "name": "t",
-            "fingerprint": "f",
-            "vocab_size": 100,
-            "max_id": 99,
-            "eos_token_id": 1,
-            "pad_token_id": 0,
-        },
-        chat_template=None,
-        encoder={},
-        template={},
-        inputs=(InputInfo("a.jsonl", 1, "", "text", 0, ordinal, ordinal, slices=(ordinal,)),),
-        accounting=Ledger(
-            lines=ordinal,
-            records=ordinal,
-            sequences=ordinal,
-            tokens_in=tokens,
-            tokens=tokens,
-            trained_tokens=trained,
-        ),
-        plan={},
-        max_length=max_length,
-        rows=len(packs),
-        tokens=tokens,
-        trained_tokens=trained,
-        shards=tuple(infos),
-        sftprep_version="0",
-    )
-    (root / MANIFEST_NAME).write_bytes(manifest.to_json())
-    return rows
-
+from sftprep.shards.writer import count_targets
+from tests.shards.builds import rewritten, write_build
 
 PACKS = st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=4), min_size=1, max_size=7)
 
@@ -152,7 +66,11 @@ def test_the_same_rows_give_the_same_file(tmp_path):
     write_build(tmp_path / "a", [[4, 4], [3]])
     write_build(tmp_path / "b", [[4, 4], [3]])
     assert read_manifest(tmp_path / "a").digest == read_manifest(tmp_path / "b").digest
-    assert os.listdir(tmp_path / "a" / SHARD_FOLDER) == os.listdir(tmp_path / "b" / SHARD_FOLDER)
+    names = [
+        [path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*")]
+        for name in "ab"
+    ]
+    assert names[0] == names[1]
 
 
 def test_the_first_token_of_a_sequence_is_not_a_target():
@@ -164,7 +82,7 @@ def test_the_first_token_of_a_sequence_is_not_a_target():
 def test_datasets_reads_the_shards(tmp_path, position_ids):
     datasets = pytest.importorskip("datasets")
     expected = write_build(tmp_path / "b", [[4, 4], [3], [2, 1]], position_ids=position_ids)
-    files = str(tmp_path / "b" / "shards" / "*.arrow")
+    files = str(tmp_path / "b" / "shards" / "*" / "*.arrow")
     loaded = datasets.load_dataset(
         "arrow", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
     )
@@ -177,7 +95,7 @@ def test_datasets_reads_the_shards(tmp_path, position_ids):
 
 def test_any_flipped_bit_is_an_error_that_names_the_shard(tmp_path):
     write_build(tmp_path / "b", [[4, 4], [3]])
-    (path,) = (tmp_path / "b" / SHARD_FOLDER).iterdir()
+    (path,) = (tmp_path / "b" / SHARD_FOLDER).rglob("*.arrow")
     whole = path.read_bytes()
     for at in range(0, len(whole), 97):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :])
@@ -188,7 +106,7 @@ def test_any_flipped_bit_is_an_error_that_names_the_shard(tmp_path):
 
 def test_a_missing_or_cut_shard_is_an_error_when_it_is_opened(tmp_path):
     write_build(tmp_path / "b", [[4, 4], [3]])
-    (path,) = (tmp_path / "b" / SHARD_FOLDER).iterdir()
+    (path,) = (tmp_path / "b" / SHARD_FOLDER).rglob("*.arrow")
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ShardError, match="bytes, not the"):
         open_shards(tmp_path / "b")
@@ -196,13 +114,6 @@ def test_a_missing_or_cut_shard_is_an_error_when_it_is_opened(tmp_path):
     with pytest.raises(ShardError, match="missing"):
         open_shards(tmp_path / "b")
     assert not verify(tmp_path / "b").ok
-
-
-def rewritten(root: Path, change) -> None:
-    manifest = json.loads((root / MANIFEST_NAME).read_bytes())
-    manifest.pop("data_digest", None)
-    change(manifest)
-    (root / MANIFEST_NAME).write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(
@@ -213,6 +124,9 @@ def rewritten(root: Path, change) -> None:
         (lambda m: m["inputs"][0].update(slices=[1]), "not a line of the inputs"),
         (lambda m: m["inputs"][0].update(lines=1), "the slices of a.jsonl have 3 lines, not 1"),
         (lambda m: m["accounting"].update(records=99), "does not balance"),
+        (lambda m: m.update(data_digest="0"), "data_digest is not that of the shards"),
+        (lambda m: m["groups"][0].update(packs=[2, 0]), "is not that of its file"),
+        (lambda m: m["groups"][0].update(rejected="0"), "is not what was written"),
         (lambda m: m.update(tokens=1), "tokens, the manifest says 1"),
         (lambda m: m.update(trained_tokens=0), "trained tokens"),
         (lambda m: m["shards"][0].update(sha256="0" * 64), "SHA-256"),
@@ -249,35 +163,41 @@ def test_a_folder_that_is_not_a_build_is_an_error(tmp_path):
     rewritten(tmp_path / "b", lambda m: m.update(format_version="3.0"))
     with pytest.raises(ManifestError, match=r"format version 3\.0"):
         open_shards(tmp_path / "b")
-    for version in ("1.7", "2.9"):
-        rewritten(tmp_path / "b", lambda m: m.update(format_version=version, a_later_field=1))  # noqa: B023
-        assert len(open_shards(tmp_path / "b")) == 1
+    rewritten(tmp_path / "b", lambda m: m.update(format_version="2.9", a_later_field=1))
+    assert len(open_shards(tmp_path / "b")) == 1
     for text in ("{", "[]", "{}", '{"format_version": "1.0"}'):
         (tmp_path / "b" / MANIFEST_NAME).write_text(text)
         with pytest.raises(ManifestError):
             open_shards(tmp_path / "b")
 
 
+def group_of(*inputs: InputInfo) -> Group:
+    return Group("", "", 1, inputs, Ledger(), {}, {}, {}, 0, (), "0", "2.0")
+
+
 def test_an_origin_is_found_in_its_slice():
-    inputs = tuple(
-        InputInfo(path, 0, "", "text", 0, sum(lines), sum(lines), slices=lines)
-        for path, lines in [("a", (2, 1)), ("b", ()), ("c", (0, 2))]
+    group = group_of(
+        *(
+            InputInfo(path, 0, "", "text", sum(lines), sum(lines), slices=lines)
+            for path, lines in [("a", (2, 1)), ("b", ()), ("c", (0, 2))]
+        )
     )
-    manifest = Manifest({}, "", {}, None, {}, {}, inputs, Ledger(), {}, 1, 0, 0, 0, (), "0")
     origins = [number << 44 | line for number, line in [(0, 0), (0, 1), (1, 0), (3, 0), (3, 1)]]
     expected = [("a", 1), ("a", 2), ("a", 3), ("c", 1), ("c", 2)]
-    assert [manifest.locate(origin) for origin in origins] == expected
+    assert [group.locate(origin) for origin in origins] == expected
     for outside in (-1, 2, 1 << 44 | 1, 2 << 44, 3 << 44 | 2, 4 << 44):
         with pytest.raises(IndexError):
-            manifest.locate(outside)
+            group.locate(outside)
 
 
 def test_an_ordinal_of_an_earlier_format_is_found_in_its_file():
-    inputs = tuple(
-        InputInfo(p, 0, "", "text", first, lines, lines)
-        for p, first, lines in [("a", 0, 2), ("b", 2, 0), ("c", 2, 3)]
+    group = group_of(
+        *(
+            InputInfo(p, 0, "", "text", lines, lines, first)
+            for p, first, lines in [("a", 0, 2), ("b", 2, 0), ("c", 2, 3)]
+        )
     )
-    manifest = Manifest({}, "", {}, None, {}, {}, inputs, Ledger(), {}, 1, 0, 0, 0, (), "0", "1.1")
+    manifest = Manifest({}, "", {}, None, {}, {}, Ledger(), {}, 1, 0, 0, 0, "0", single_group=group)
     assert [manifest.locate(k) for k in range(5)] == [
         ("a", 1),
         ("a", 2),

@@ -21,12 +21,14 @@ from pathlib import Path
 
 from sftprep.errors import ManifestError, OutputExists, setting
 from sftprep.shards.layout import (
+    BUILD_FOLDERS,
     COMMIT_NAME,
     EVAL_FOLDER,
     EVAL_MANIFEST_PATTERN,
+    GROUP_FOLDER,
+    KEY_PATTERN,
     LOCK_NAME,
-    MANIFEST_NAME,
-    REJECTED_NAME,
+    REJECTED_FOLDER,
     SHARD_FOLDER,
     WORK_FOLDER,
     has_work_folder,
@@ -40,9 +42,12 @@ from sftprep.shards.ownership import committed_names, is_final_file, is_work_fil
 from sftprep.shards.schema import SHARD_PATTERN
 
 _FINAL_NAME = re.compile(
-    rf"(eval/)?(manifest\.json|shards/{SHARD_PATTERN})|eval/{EVAL_MANIFEST_PATTERN}|rejected\.jsonl"
+    rf"(eval/)?(manifest\.json|{SHARD_FOLDER}/{SHARD_PATTERN}|{GROUP_FOLDER}/{KEY_PATTERN}\.json"
+    rf"|{REJECTED_FOLDER}/{KEY_PATTERN}\.jsonl)|eval/{EVAL_MANIFEST_PATTERN}"
 )
 """Paths in the output folder to which a commit moves files."""
+_OLD_REJECTED_NAME = "rejected.jsonl"
+"""The rejected records of a build before version 2.0."""
 
 
 def check_not_in_build(root: Path) -> None:
@@ -77,11 +82,12 @@ def check_contents(root: Path, *, overwrite: bool) -> set[str]:
     # 1. The paths that may be replaced: those of the build in the folder, and the work files.
     final_paths = _final_paths(root, manifest)
     # These folders are entered, and everything in them must belong to a build too.
-    folders = {SHARD_FOLDER, EVAL_FOLDER, f"{EVAL_FOLDER}/{SHARD_FOLDER}", WORK_FOLDER}
+    folders = re.compile(rf"{BUILD_FOLDERS.pattern}|{WORK_FOLDER}")
     work_paths: set[str] = set()
     if has_work_folder(root):
         work_paths = {f"{WORK_FOLDER}/{name}" for name in work_files(root / WORK_FOLDER)}
-        folders |= {f"{WORK_FOLDER}/{SHARD_FOLDER}", f"{WORK_FOLDER}/{EVAL_FOLDER}"}
+        in_work = rf"{WORK_FOLDER}/({BUILD_FOLDERS.pattern})"
+        folders = re.compile(rf"{folders.pattern}|{in_work}")
     elif _is_abandoned_lock(root / WORK_FOLDER / LOCK_NAME):
         work_paths = {f"{WORK_FOLDER}/{LOCK_NAME}"}
     # 2. Everything else belongs to a user, apart from hidden paths; so does a folder or a link with
@@ -129,17 +135,18 @@ def work_files(work: Path) -> Iterator[str]:
     """Yield the files of builds in a work folder, relative to it."""
     if not is_folder(work):
         return
-    for name, is_regular in list_paths(work, {SHARD_FOLDER, EVAL_FOLDER}):
+    for name, is_regular in list_paths(work, BUILD_FOLDERS):
         if is_regular and is_work_file(work, name):
             yield name
 
 
-def list_paths(root: Path, folders: set[str]) -> list[tuple[str, bool]]:
+def list_paths(root: Path, folders: re.Pattern[str] | None = None) -> list[tuple[str, bool]]:
     """List the paths in a folder.
 
     Args:
         root: The folder.
-        folders: Paths that are entered and not listed, if they are folders and not links.
+        folders: The pattern of paths that are entered and not listed, if they are folders and not
+            links; None if there are none.
 
     Returns:
         Each path, relative to `root`, and whether it is a regular file.
@@ -150,7 +157,8 @@ def list_paths(root: Path, folders: set[str]) -> list[tuple[str, bool]]:
         with os.scandir(root / parent) as entries:
             for entry in entries:
                 name = parent + entry.name
-                if name in folders and entry.is_dir(follow_symlinks=False):
+                is_entered = folders is not None and folders.fullmatch(name)
+                if is_entered and entry.is_dir(follow_symlinks=False):
                     to_enter.append(f"{name}/")
                 else:
                     found.append((name, entry.is_file(follow_symlinks=False)))
@@ -174,22 +182,17 @@ def _final_paths(root: Path, manifest: Manifest | None) -> set[str]:
     `commit.json`. So every file is examined, except the shards that a manifest names: a new build
     is what repairs damaged ones.
     """
-    named = _committed_paths(root) if has_work_folder(root) else set()
-    to_examine = named | {REJECTED_NAME}
+    to_examine = _committed_paths(root) if has_work_folder(root) else set()
+    listed: set[str] = set()
     if manifest is not None:
-        listed = _listed_paths(manifest, MANIFEST_NAME)
+        _add_paths(root, "", manifest, listed, to_examine)
         evaluation = None
         if manifest.eval.get("folder") == EVAL_FOLDER and is_folder(root / EVAL_FOLDER):
             evaluation, _ = _read_manifest_in(root / EVAL_FOLDER)
         # With another digest, it is a separate build that a user made in this folder.
         if evaluation is not None and evaluation.digest == manifest.eval.get("digest"):
-            names = _listed_paths(evaluation, manifest_file(root / EVAL_FOLDER).name)
-            listed |= {f"{EVAL_FOLDER}/{name}" for name in names - {REJECTED_NAME}}
-            # Both builds share one file of rejected records.
-            listed |= names & {REJECTED_NAME}
-        named |= listed
-        to_examine -= listed - {REJECTED_NAME}
-    return named - {name for name in to_examine if not _is_build_file(root / name)}
+            _add_paths(root, f"{EVAL_FOLDER}/", evaluation, listed, to_examine)
+    return listed | {name for name in to_examine - listed if _is_build_file(root / name)}
 
 
 def _is_build_file(path: Path) -> bool:
@@ -216,10 +219,31 @@ def _read_manifest_in(folder: Path) -> tuple[Manifest | None, str]:
         return None, error.message
 
 
-def _listed_paths(manifest: Manifest, manifest_name: str) -> set[str]:
-    """Return the paths of a build, relative to its folder, according to its manifest."""
-    paths = {manifest_name, *(f"{SHARD_FOLDER}/{info.name}" for info in manifest.shards)}
-    ledger = manifest.accounting
-    if ledger.rejected or {"duplicate", "near_duplicate"} & ledger.left_out.keys():
-        paths.add(REJECTED_NAME)
-    return paths
+def _add_paths(
+    root: Path, prefix: str, manifest: Manifest, listed: set[str], to_examine: set[str]
+) -> None:
+    """Add the paths that a manifest names.
+
+    Args:
+        root: The output folder.
+        prefix: The path of the build in it: "", or "eval/".
+        manifest: The manifest.
+        listed: Receives the manifest, the files of its groups, and their shards.
+        to_examine: Receives the paths that belong to the build only if their content shows it.
+    """
+    listed.add(prefix + manifest_file(root / prefix).name)
+    for number, entry in enumerate(manifest.groups):
+        shards = f"{prefix}{SHARD_FOLDER}/{entry.key}"
+        if manifest.has_slices:
+            listed.add(f"{prefix}{GROUP_FOLDER}/{entry.key}.json")
+            to_examine.add(f"{prefix}{REJECTED_FOLDER}/{entry.key}.jsonl")
+        else:
+            to_examine.add(_OLD_REJECTED_NAME)
+        try:
+            infos = manifest.read_group(number).shards
+        except ManifestError:
+            # The folder of the group is known, but not which shards are in it.
+            if is_folder(root / shards):
+                to_examine.update(f"{shards}/{name}" for name, _ in list_paths(root / shards))
+            continue
+        listed.update(f"{prefix}{SHARD_FOLDER}/{info.name}" for info in infos)

@@ -37,13 +37,15 @@ from sftprep.pipeline.output.contents import (
     work_files,
 )
 from sftprep.shards.layout import (
+    BUILD_FOLDERS,
     COMMIT_NAME,
     EVAL_FOLDER,
+    GROUP_FOLDER,
     LOCK_NAME,
     MANIFEST_NAME,
     MARKER_NAME,
     RECIPE_PATTERN,
-    REJECTED_NAME,
+    REJECTED_FOLDER,
     SHARD_FOLDER,
     SPILL_PATTERN,
     WORK_FOLDER,
@@ -84,11 +86,11 @@ class OutputFolder:
         return self.root / WORK_FOLDER
 
     def staging(self, *, evaluation: bool) -> Path:
-        """Create the folder for shards before the commit, and return it."""
-        folder = self.work / (EVAL_FOLDER if evaluation else SHARD_FOLDER)
-        with storage_errors(folder):
-            folder.mkdir(exist_ok=True)
-        return folder
+        """Return the folder for the files of a build before the commit.
+
+        In it, the files have the same paths as later in the folder of the build.
+        """
+        return self.work / EVAL_FOLDER if evaluation else self.work
 
     def commit(self, manifest: Manifest, evaluation: Manifest | None, *, keep_spill: bool) -> None:
         """Replace the previous build by the finished one.
@@ -134,24 +136,29 @@ class OutputFolder:
         The files are moved in this order. The manifest of the training build is the last one: it
         names all other files, so moving it commits the build and its evaluation build.
         """
-        work = self.work
-        staged = [
-            (work / SHARD_FOLDER / shard.name, f"{SHARD_FOLDER}/{shard.name}")
-            for shard in manifest.shards
-        ]
+        staged = _staged_files(self.work, "", manifest)
         if evaluation is not None:
-            staged += [
-                (work / EVAL_FOLDER / shard.name, f"{EVAL_FOLDER}/{SHARD_FOLDER}/{shard.name}")
-                for shard in evaluation.shards
-            ]
+            staged += _staged_files(self.work, f"{EVAL_FOLDER}/", evaluation)
             name = f"{EVAL_FOLDER}/{manifest.eval['manifest']}"
-            staged.append((work / f"eval-{MANIFEST_NAME}", name))
+            staged.append((self.work / EVAL_FOLDER / MANIFEST_NAME, name))
             write_bytes(staged[-1][0], manifest_bytes(evaluation))
-        if (work / REJECTED_NAME).exists():
-            staged.append((work / REJECTED_NAME, REJECTED_NAME))
-        staged.append((work / MANIFEST_NAME, MANIFEST_NAME))
+        staged.append((self.work / MANIFEST_NAME, MANIFEST_NAME))
         write_bytes(staged[-1][0], manifest_bytes(manifest))
         return staged
+
+
+def _staged_files(work: Path, prefix: str, manifest: Manifest) -> list[tuple[Path, str]]:
+    """List the files of the groups of a build, with their final names.
+
+    Args:
+        work: The work folder.
+        prefix: The path of the build in the output folder: "", or "eval/".
+        manifest: Its manifest.
+    """
+    names = [f"{SHARD_FOLDER}/{shard.name}" for shard in manifest.shards]
+    names += [f"{REJECTED_FOLDER}/{entry.key}.jsonl" for entry in manifest.groups if entry.rejected]
+    names += [f"{GROUP_FOLDER}/{entry.key}.json" for entry in manifest.groups]
+    return [(work / f"{prefix}{name}", f"{prefix}{name}") for name in names]
 
 
 @contextmanager
@@ -221,7 +228,7 @@ def _hold_folder(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
                 _clean_work_folder(work, keep_spill=False)
                 # While the lock is held, no other build marks or locks the folder.
                 if _is_same_file(work / MARKER_NAME, marker):
-                    names = {name for name, _ in list_paths(work, set())}
+                    names = {name for name, _ in list_paths(work)}
                     if is_created and names <= _HELD_NAMES:
                         _remove_work_folder(root)
                     else:
@@ -281,7 +288,7 @@ def _remove_temporary_parent(parent: Path) -> None:
 
 def _remove_abandoned_parents(root: Path) -> None:
     """Remove the temporary parents left by killed builds."""
-    for name, is_regular in list_paths(root, set()):
+    for name, is_regular in list_paths(root):
         if not is_regular and is_temporary_name(name) and is_folder(root / name):
             _remove_temporary_parent(root / name)
 
@@ -296,8 +303,7 @@ def _clean_work_folder(work: Path, *, keep_spill: bool) -> None:
     for name in list(work_files(work)):
         if name not in _HELD_NAMES and not (keep_spill and _REUSABLE_NAME.fullmatch(name)):
             (work / name).unlink(missing_ok=True)
-    for folder in (SHARD_FOLDER, EVAL_FOLDER):
-        _remove_empty(work / folder)
+    _remove_empty_folders(work)
 
 
 # --- changes to the folder ------------------------------------------------------------------------
@@ -325,7 +331,7 @@ def _move_into_place(root: Path, staged: list[tuple[Path, str]]) -> None:
                 sync_folder(folder)
             unsynced = set()
         os.replace(path, root / name)
-        unsynced.add((root / name).parent)
+        unsynced |= {root / parent for parent in Path(name).parents}
     sync_folder(root)
 
 
@@ -337,6 +343,14 @@ def _remove(root: Path, names: list[str]) -> None:
     # The deepest folders first.
     for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
         _remove_empty(root / folder)
+
+
+def _remove_empty_folders(work: Path) -> None:
+    """Remove the empty folders of a build in a work folder, the deepest ones first."""
+    for folder, _, _ in os.walk(work, topdown=False):
+        name = os.path.relpath(folder, work)
+        if BUILD_FOLDERS.fullmatch(name):
+            _remove_empty(Path(folder))
 
 
 def _is_same_file(path: Path, status: os.stat_result) -> bool:

@@ -10,6 +10,7 @@ from sftprep.config.build import BuildConfig
 from sftprep.core.hashing import digest
 from sftprep.recipe import Recipe
 
+_RENDERING = ("template.", "masks.")
 _REASON_PREFIX = "masks.because."
 _NOT_STORED = (
     *("output", "workers", "executor", "ray_address", "overwrite", "keep_spill"),
@@ -50,7 +51,19 @@ def manifest_facts(recipe: Recipe, encoder: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def describe_rendering(recipe: Recipe, counts: Iterable[Mapping[str, int]]) -> dict[str, Any]:
+def count_rendering(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Return how often each way of rendering and masking was used, by name.
+
+    Args:
+        counts: The counts of each partition.
+    """
+    total: Counter[str] = Counter()
+    for part in counts:
+        total.update({name: n for name, n in part.items() if name.startswith(_RENDERING)})
+    return dict(total)
+
+
+def describe_rendering(recipe: Recipe, total: Mapping[str, int]) -> dict[str, Any]:
     """Return how the conversations were rendered and masked, for the manifest.
 
     It has the number of conversations for each backend (compiled pieces or Jinja), the number of
@@ -58,14 +71,11 @@ def describe_rendering(recipe: Recipe, counts: Iterable[Mapping[str, int]]) -> d
 
     Args:
         recipe: The recipe.
-        counts: The counts of each partition.
+        total: The sum of the results of `count_rendering`.
     """
     if recipe.chat_template is None:
         return {}
-    total: Counter[str] = Counter()
-    for part in counts:
-        total.update(part)
-    renders = {backend: total[f"template.{backend}"] for backend in ("pieces", "jinja")}
+    renders = {backend: total.get(f"template.{backend}", 0) for backend in ("pieces", "jinja")}
     backends = [backend for backend, number in renders.items() if number]
     reasons = {
         name.removeprefix(_REASON_PREFIX): number
@@ -78,8 +88,8 @@ def describe_rendering(recipe: Recipe, counts: Iterable[Mapping[str, int]]) -> d
         "way": "mixed" if len(backends) > 1 else "".join(backends) or "none",
         "renders": renders,
         "masks": {
-            "by_ids": total["masks.by_ids"],
-            "by_characters": total["masks.by_characters"],
+            "by_ids": total.get("masks.by_ids", 0),
+            "by_characters": total.get("masks.by_characters", 0),
             "because": dict(sorted(reasons.items())),
         },
     }

@@ -91,6 +91,17 @@ def _divide_evenly(rows: int, size: int, target: int) -> Iterator[tuple[int, int
         yield count, count * per_row
 
 
+def count_arrow_rows(file: str) -> int | None:
+    """Return the number of rows of an Arrow file; None if it must be read from its start.
+
+    Raises:
+        InputUnreadable: The file is damaged or cannot be read.
+    """
+    with convert_arrow_errors(file):
+        arrow = open_arrow(file)
+        return None if arrow.has_dictionaries else int(arrow.first_rows[-1])
+
+
 def read_arrow_rows(file: str, start: int, end: int, columns: Columns = None) -> bytes:
     """Return the rows [start, end) as lines of JSON.
 

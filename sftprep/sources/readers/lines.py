@@ -21,6 +21,15 @@ them themselves."""
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 
 
+def plain_size(file: str) -> int | None:
+    """Return the size of a file of lines in bytes; None if it is compressed.
+
+    Raises:
+        InputUnreadable: The file was removed, or is not accessible.
+    """
+    return None if compression(file) else file_size(file)
+
+
 def line_parts(file: str, target: int) -> Iterator[FilePart]:
     """Yield the parts of a file of lines, of about `target` bytes each.
 

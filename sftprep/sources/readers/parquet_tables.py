@@ -80,6 +80,16 @@ def parquet_parts(file: str, target: int, columns: Columns = None) -> Iterator[F
             yield start, end, None
 
 
+def count_parquet_rows(file: str) -> int:
+    """Return the number of rows of a Parquet file.
+
+    Raises:
+        InputUnreadable: The file is damaged or cannot be read.
+    """
+    with convert_arrow_errors(file), _open_parquet(file) as parquet:
+        return int(parquet.metadata.num_rows)
+
+
 def read_parquet_rows(file: str, start: int, end: int, columns: Columns = None) -> bytes:
     """Return the rows [start, end) as lines of JSON.
 

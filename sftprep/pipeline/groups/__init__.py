@@ -1,0 +1,1 @@
+"""The groups of a build: their tasks, and what is decided across groups."""

@@ -1,0 +1,185 @@
+"""The rounds over the groups of a build, on any executor.
+
+Most builds have one round. What depends on several groups takes a round before it: the search for
+records that equal one of another group, and the shares of the sources of a mixture. The spills of a
+round are reused by the next one, so that nothing is tokenized twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import numpy as np
+
+from sftprep.errors import RecordError
+from sftprep.pipeline.executors.base import Executor, map_checked
+from sftprep.pipeline.executors.local import InProcess
+from sftprep.pipeline.groups.duplicates import duplicates_file, find_duplicates_across
+from sftprep.pipeline.groups.quotas import share_copies
+from sftprep.pipeline.groups.run import count_usable, hash_records, run_group
+from sftprep.pipeline.groups.task import GroupDone, GroupTask
+from sftprep.pipeline.shard_pass import Progress
+
+_Result = TypeVar("_Result")
+_Run = Callable[[GroupTask, Executor, "GroupProgress"], _Result]
+
+
+class GroupProgress:
+    """The progress of a build over all of its groups and rounds.
+
+    Args:
+        progress: The progress callback.
+        total_bytes: The expected number of bytes of all rounds.
+    """
+
+    def __init__(self, progress: Progress, total_bytes: int) -> None:
+        self._progress, self._total = progress, total_bytes
+        self._read = self._shards = 0
+
+    def add_bytes(self, number: int) -> None:
+        """Add bytes of records that were read."""
+        self._read += number
+        # Compressed files have more bytes of records than the size of the file.
+        self._progress("tokenize", self._read, max(self._total, self._read))
+
+    def show_shards(self, stage: str, done: int, total: int) -> None:
+        """Show the progress of the shards of a group."""
+        self._progress(stage, self._shards + done, self._shards + total)
+        if done == total:
+            self._shards += total
+
+
+def count_rounds(tasks: list[GroupTask]) -> int:
+    """Return the number of rounds that a build takes."""
+    return 1 + _finds_duplicates(tasks) + _shares_copies(tasks)
+
+
+def run_rounds(
+    tasks: list[GroupTask], executor: Executor, progress: GroupProgress
+) -> list[GroupDone]:
+    """Run all groups of a build.
+
+    Args:
+        tasks: Its groups.
+        executor: On this machine, it runs the partitions of one group after the other; on other
+            machines, whole groups.
+        progress: The progress of the build.
+
+    Returns:
+        The results, in the order of the tasks.
+
+    Raises:
+        SftprepError: An error of a record, a setting or the storage.
+    """
+    training = [task for task in tasks if not task.evaluation]
+    evaluation = [task for task in tasks if task.evaluation]
+    if _finds_duplicates(tasks):
+        _run(_hash_records, training, executor, progress)
+        work = training[0].settings.work
+        find_duplicates_across(work, len(training))
+        training = [
+            dataclasses.replace(task, duplicates=duplicates_file(work, task.number))
+            for task in training
+        ]
+    if _shares_copies(tasks):
+        usable = np.stack(_run(_count_usable, training, executor, progress))
+        quotas = share_copies(training[0].settings.entries, usable)
+        training = [
+            dataclasses.replace(task, quotas=of_group)
+            for task, of_group in zip(training, quotas, strict=True)
+        ]
+    tasks = training + evaluation
+    return _separate_equal(_run(_run_group, tasks, executor, progress), tasks, executor, progress)
+
+
+def _finds_duplicates(tasks: list[GroupTask]) -> bool:
+    return not tasks[0].is_only and tasks[0].settings.config.read.duplicates == "drop"
+
+
+def _shares_copies(tasks: list[GroupTask]) -> bool:
+    weights = [entry.weight for entry in tasks[0].settings.entries]
+    return not tasks[0].is_only and any(weight is not None for weight in weights)
+
+
+def _hash_records(task: GroupTask, executor: Executor, progress: GroupProgress) -> None:
+    hash_records(task, executor, progress.add_bytes)
+
+
+def _count_usable(
+    task: GroupTask, executor: Executor, progress: GroupProgress
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    return count_usable(task, executor, progress.add_bytes)
+
+
+def _run_group(task: GroupTask, executor: Executor, progress: GroupProgress) -> GroupDone:
+    return run_group(task, executor, progress.add_bytes, progress.show_shards)
+
+
+def _run(
+    run: _Run[_Result], tasks: Iterable[GroupTask], executor: Executor, progress: GroupProgress
+) -> list[_Result]:
+    """Run a round over groups, and return the results in the order of the tasks."""
+    tasks = list(tasks)
+    if not executor.far:
+        return [run(task, executor, progress) for task in tasks]
+    specs = [_FarGroup(run, number, task) for number, task in enumerate(tasks)]
+    results: dict[int, _Result] = {}
+    failed: dict[int, RecordError] = {}
+    for number, num_bytes, result in map_checked(
+        executor, _run_far, (spec for spec in specs if not failed)
+    ):
+        # All groups before a failed one are running or done, so the first error is one of theirs.
+        if isinstance(result, RecordError):
+            failed[number] = result
+        else:
+            results[number] = result
+        progress.add_bytes(num_bytes)
+    if failed:
+        raise failed[min(failed)]
+    return [results[number] for number in range(len(tasks))]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _FarGroup:
+    """One group of a round for a worker on another machine."""
+
+    run: _Run[Any]
+    number: int
+    task: GroupTask
+
+
+def _run_far(spec: _FarGroup) -> tuple[int, int, Any]:
+    """Run a group; return its number, the bytes of its records, and its result or error."""
+    read = {"tokenize": 0}
+    progress = GroupProgress(lambda stage, done, _: read.update({stage: done}), 0)
+    try:
+        result = spec.run(spec.task, InProcess(), progress)
+    except RecordError as error:
+        return spec.number, 0, error
+    return spec.number, read["tokenize"], result
+
+
+def _separate_equal(
+    done: list[GroupDone], tasks: list[GroupTask], executor: Executor, progress: GroupProgress
+) -> list[GroupDone]:
+    """Return the results with different keys: groups with the same records get a number.
+
+    They have run with the same key, so the file of one has replaced that of the other.
+    """
+    by_key: dict[str, list[int]] = {}
+    for number, each in enumerate(done):
+        if each.key:
+            by_key.setdefault(each.key, []).append(number)
+    for numbers in by_key.values():
+        if len(numbers) > 1:
+            again = [
+                dataclasses.replace(tasks[number], occurrence=occurrence)
+                for occurrence, number in enumerate(numbers)
+            ]
+            for number, result in zip(
+                numbers, _run(_run_group, again, executor, progress), strict=True
+            ):
+                done[number] = result
+    return done

@@ -1,0 +1,287 @@
+"""The passes over one group: its records become shards and the file of the group."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from sftprep.core.atomic_write import storage_errors, write_bytes
+from sftprep.core.hashing import digest, hash64
+from sftprep.packing.strategies import SMALL, pack_lengths
+from sftprep.pipeline.executors.base import Executor, map_checked
+from sftprep.pipeline.executors.local import InProcess
+from sftprep.pipeline.groups.duplicates import hash_file, write_hashes
+from sftprep.pipeline.groups.task import EvaluationPart, GroupDone, GroupTask
+from sftprep.pipeline.ledgers import (
+    check_not_empty,
+    check_rejected,
+    first_record_error,
+    make_input_infos,
+    sum_ledgers,
+    write_rejected,
+)
+from sftprep.pipeline.output.manifest import count_rendering
+from sftprep.pipeline.selection import BuildSplit, UsableSequences, select_sequences
+from sftprep.pipeline.sequence_stats import describe_lengths
+from sftprep.pipeline.shard_pass import Progress, WrittenPacks, write_packs
+from sftprep.pipeline.tokenize_pass import (
+    PartitionResult,
+    TokenizeTask,
+    tokenize_partition,
+    tokenize_pipelined,
+)
+from sftprep.shards.group import Group, InputInfo, group_file
+from sftprep.shards.layout import REJECTED_FOLDER, SHARD_FOLDER
+from sftprep.shards.manifest import FORMAT_VERSION
+from sftprep.shards.manifest_size import check_group_size
+from sftprep.sources.partition import cut
+from sftprep.version import __version__
+
+OnBytes = Callable[[int], None]
+"""A callback with the number of bytes of records that were read since the last call."""
+
+
+def run_group(
+    task: GroupTask, executor: Executor, on_bytes: OnBytes, progress: Progress
+) -> GroupDone:
+    """Tokenize the records of a group, plan its packs, and write its shards and its file.
+
+    Args:
+        task: The group.
+        executor: The executor for its partitions and shards.
+        on_bytes: Called after each partition.
+        progress: The progress callback, for the shards.
+
+    Raises:
+        SftprepError: An error of a record, a setting or the storage.
+    """
+    parts = tokenize_group(task, executor, on_bytes)
+    splits = select_sequences(parts, task)
+    evaluation = None
+    if splits[0].evaluation:
+        evaluation = _evaluation_part(splits.pop(0), task)
+    key = file_digest = ""
+    if splits:
+        recipe_keys = tuple(each.recipe_key for each in task.inputs)
+        infos = make_input_infos(splits[0], task)
+        key, file_digest = write_group(task, splits[0], infos, recipe_keys, executor, progress)
+    return GroupDone(
+        number=task.number,
+        key=key,
+        digest=file_digest,
+        evaluation=evaluation,
+        bytes=sum(part.bytes for part in parts),
+        reused=sum(part.reused for part in parts),
+        unread_columns=_unread_columns(parts, task),
+    )
+
+
+def count_usable(task: GroupTask, executor: Executor, on_bytes: OnBytes) -> NDArray[np.int64]:
+    """Return the number of usable records of each source in a group: int64 [sources].
+
+    The spills of the group are written, so that its second round does not tokenize again.
+    """
+    parts = tokenize_group(task, executor, on_bytes)
+    return UsableSequences.find(parts, task).count_records(task)
+
+
+def hash_records(task: GroupTask, executor: Executor, on_bytes: OnBytes) -> None:
+    """Write the hashes of the records of a group, for the search for duplicates."""
+    parts = tokenize_group(task, executor, on_bytes)
+    table = UsableSequences.find(parts, task).table
+    path = hash_file(task.settings.work, task.number)
+    write_hashes(path, table.record, table.exact_hashes, table.near_hashes)
+
+
+# --- pass 1 ---------------------------------------------------------------------------------------
+
+
+def tokenize_group(task: GroupTask, executor: Executor, on_bytes: OnBytes) -> list[PartitionResult]:
+    """Make the spills of the partitions of a group; return results in the order of the input.
+
+    Raises:
+        RecordError: A record is rejected, and the settings say to stop at it.
+    """
+    settings = task.settings
+    stop_at_rejected = settings.config.output.on_bad_record == "error"
+    failed_at: list[int] = []  # the indices of partitions with a rejected record
+    is_single = isinstance(executor, InProcess)
+
+    def tasks() -> Iterator[TokenizeTask]:
+        sources = [each.source for each in task.inputs]
+        for partition in cut(sources, settings.slice_bytes):
+            if failed_at:
+                return
+            each = task.inputs[partition.input]
+            yield TokenizeTask(
+                partition=partition,
+                format=each.format,
+                recipe=each.recipe,
+                recipe_key=each.recipe_key,
+                limit=settings.limit,
+                spill_folder=settings.work,
+                # On another machine, the task of the group has one core.
+                threads=is_single and not settings.is_far,
+                lane_block=settings.lane_block,
+                stats=None if task.evaluation else settings.stats,
+            )
+
+    if is_single:
+        results = tokenize_pipelined(tasks())
+    else:
+        results = map_checked(executor, tokenize_partition, tasks())
+    parts: list[PartitionResult] = []
+    sequences = 0
+    for part in results:
+        parts.append(part)
+        if stop_at_rejected and part.rejected:
+            # All partitions before this one are running or done. The first rejected record of the
+            # input is in one of them or in this one, so the loop goes on until they have ended.
+            failed_at.append(part.partition.index)
+        if sequences <= SMALL < sequences + len(part.lengths):
+            threading.Thread(target=_load_compiled_planner, daemon=True).start()
+        sequences += len(part.lengths)
+        on_bytes(part.bytes)
+    parts.sort(key=lambda part: part.partition.index)
+    if failed_at:
+        raise first_record_error(parts, task)
+    return parts
+
+
+def _load_compiled_planner() -> None:
+    # The compiled planner for large plans takes half a second to load. It is loaded while
+    # partitions are tokenized.
+    pack_lengths(np.ones(SMALL + 1, dtype=np.int32), 2)
+
+
+def _unread_columns(parts: list[PartitionResult], task: GroupTask) -> tuple[tuple[str, ...], ...]:
+    found: list[dict[str, None]] = [{} for _ in task.inputs]
+    for part in parts:
+        found[part.partition.input].update(dict.fromkeys(part.unread_columns))
+    return tuple(map(tuple, found))
+
+
+def _evaluation_part(split: BuildSplit, task: GroupTask) -> EvaluationPart:
+    """Return the evaluation records of a group, without those of the training part."""
+    parts = split.parts
+    if split.take is not None:
+        is_taken = np.zeros(sum(len(part.lengths) for part in parts), np.bool_)
+        is_taken[split.take] = True
+        ends = np.cumsum([len(part.lengths) for part in parts])[:-1]
+        parts = [
+            part.take_sequences(kept)
+            for part, kept in zip(parts, np.split(is_taken, ends), strict=True)
+        ]
+    infos = make_input_infos(split, task)
+    return EvaluationPart(infos, tuple(parts), tuple(each.recipe_key for each in task.inputs))
+
+
+# --- passes 2 and 3, and the file of the group ----------------------------------------------------
+
+
+def write_group(
+    task: GroupTask,
+    split: BuildSplit,
+    infos: tuple[InputInfo, ...],
+    recipe_keys: tuple[str, ...],
+    executor: Executor,
+    progress: Progress,
+) -> tuple[str, str]:
+    """Plan the packs of a group, and write its shards, its rejected records and its file.
+
+    Args:
+        task: The group.
+        split: Its sequences.
+        infos: The entries of its inputs.
+        recipe_keys: The key of the recipe of each input.
+        executor: The executor for the shards.
+        progress: The progress callback.
+
+    Returns:
+        The key of the group, and the SHA-256 of its file.
+
+    Raises:
+        TooManyRejected: It has all records of the build, and too many of them were rejected.
+        EmptyInput: It has all records of the build, and no sequence.
+        ConfigError: Its file would be larger than the largest one that can be read.
+        StorageError: A file cannot be written.
+    """
+    config, limit = task.settings.config, task.settings.limit
+    ledger = sum_ledgers([info.accounting for info in infos])
+    config_digest = digest(
+        limit.max_length,
+        dataclasses.asdict(config.pack),
+        config.output.position_ids,
+        config.output.shard_tokens,
+    )
+    records = _digest_records(task, split, recipe_keys)
+    key = digest(config_digest, records)[:16]
+    rejected = task.staging / REJECTED_FOLDER / f"{key}.jsonl"
+    write_rejected(split.parts, split.duplicates, [info.path for info in infos], rejected)
+    if task.is_only:
+        check_rejected(ledger, [rejected], config)
+        check_not_empty(ledger, infos, [rejected], config.format, evaluation=split.evaluation)
+    packs = write_packs(
+        split,
+        config,
+        limit.max_length,
+        task.staging / SHARD_FOLDER / key,
+        task.settings.work,
+        executor,
+        progress,
+        partial(check_group_size, infos),
+        seed=hash64(config.pack.seed, int(records[:16], 16)),
+    )
+    group = Group(
+        key=key,
+        config_digest=config_digest,
+        max_length=limit.max_length,
+        inputs=infos,
+        accounting=ledger,
+        lengths=describe_lengths((part.whole_lengths for part in split.parts), limit),
+        plan=_describe_plan(packs, ledger.sequences),
+        template=count_rendering(part.counts for part in split.parts),
+        max_id=packs.max_id,
+        shards=tuple(
+            dataclasses.replace(shard, name=f"{key}/{shard.name}") for shard in packs.shards
+        ),
+        sftprep_version=__version__,
+        format_version=FORMAT_VERSION,
+    )
+    content = group.to_json()
+    path = group_file(task.staging, key)
+    with storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, content)
+    return key, sha256(content).hexdigest()
+
+
+def _digest_records(task: GroupTask, split: BuildSplit, recipe_keys: tuple[str, ...]) -> str:
+    """Return the digest of everything that determines the sequences of a group."""
+    contents: list[list[str]] = [[] for _ in recipe_keys]
+    for part in split.parts:
+        contents[part.partition.input].append(f"{part.content}{part.selection}")
+    take = None
+    if split.take is not None:
+        take = xxhash.xxh3_128_hexdigest(split.take.astype("<i8").tobytes())
+    return digest(recipe_keys, contents, take, task.occurrence)
+
+
+def _describe_plan(packs: WrittenPacks, sequences: int) -> dict[str, Any]:
+    plan = packs.plan
+    return {
+        "packs": plan.num_bins,
+        "fill": round(plan.fill, 6),
+        "digest": xxhash.xxh3_128_hexdigest(
+            np.concatenate((plan.members, plan.offsets, packs.order)).astype("<i8").tobytes()
+        ),
+        "cuts": 0 if plan.starts is None else len(plan.starts) - sequences,
+    }

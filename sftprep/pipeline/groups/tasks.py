@@ -1,0 +1,120 @@
+"""The tasks for the groups of a build."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sftprep.config.build import BuildConfig, SourceConfig
+from sftprep.config.passed_functions import PassedFunction
+from sftprep.errors import ConfigError, setting
+from sftprep.pipeline.groups.task import GroupInput, GroupSettings, GroupTask
+from sftprep.pipeline.plan_pass import lane_block
+from sftprep.pipeline.selection import request_stats
+from sftprep.pipeline.setup import Setup
+from sftprep.recipe import RecipeFile
+from sftprep.sources.groups import GroupMember, cut_groups, slice_bytes
+
+
+def make_tasks(
+    setup: Setup, config: BuildConfig, recipes: Sequence[RecipeFile], work: Path, *, is_far: bool
+) -> list[GroupTask]:
+    """Return the tasks for the groups of a build: the training groups, then evaluation groups.
+
+    Args:
+        setup: The setup of the build.
+        config: Its settings.
+        recipes: The files of its recipes.
+        work: The folder for the files before the commit.
+        is_far: Whether the groups run on other machines.
+
+    Raises:
+        ConfigError: The build must be one group, and the groups run on other machines.
+        InputUnreadable: A table cannot be read.
+    """
+    _check_far(setup, config, is_far=is_far)
+    sources = [each.source for each in setup.inputs]
+    # The settings without the names of the inputs, of which there may be a million.
+    evaluation = dataclasses.replace(config.evaluation, eval_input=())
+    settings = GroupSettings(
+        config=dataclasses.replace(config, source=SourceConfig(), evaluation=evaluation),
+        entries=tuple(dataclasses.replace(entry, inputs=()) for entry in setup.entries),
+        limit=setup.limit,
+        stats=request_stats(config, setup.entries),
+        lane_block=lane_block(config, sources),
+        slice_bytes=slice_bytes(config.output.group_bytes),
+        work=work,
+        is_far=is_far,
+    )
+    groups = [*_groups(setup, config, evaluation=False)]
+    tasks = [(members, False) for members in groups]
+    tasks += [(members, True) for members in _groups(setup, config, evaluation=True)]
+    return [
+        GroupTask(
+            number=number,
+            inputs=tuple(_group_input(member, setup, recipes, is_far) for member in members),
+            settings=settings,
+            staging=work,
+            evaluation=is_evaluation,
+            is_only=len(groups) == 1,
+        )
+        for number, (members, is_evaluation) in enumerate(tasks)
+    ]
+
+
+def _groups(setup: Setup, config: BuildConfig, *, evaluation: bool) -> Iterator[list[GroupMember]]:
+    inputs = [
+        (number, each.source, 0 if each.stamp is None else each.stamp[0])
+        for number, each in enumerate(setup.inputs)
+        if each.evaluation == evaluation
+    ]
+    if not inputs:
+        return
+    if _one_group_reasons(setup, config):
+        yield [GroupMember(number, source) for number, source, _ in inputs]
+    else:
+        yield from cut_groups(inputs, config.output.group_bytes)
+
+
+def _one_group_reasons(setup: Setup, config: BuildConfig) -> list[str]:
+    """Return why all records of a build must be read in order, as one group."""
+    reasons = []
+    if config.pack.pack_window is not None:
+        reasons.append(setting("pack_window"))
+    if any(each.source.limit is not None for each in setup.inputs):
+        reasons.append(setting("limit"))
+    if any(each.source.blocks is not None for each in setup.inputs):
+        reasons.append("data in memory")
+    functions = [f for recipe in setup.recipes for f in recipe.functions().values()]
+    if any(isinstance(function, PassedFunction) for function in functions):
+        reasons.append("a function that was passed as an object")
+    return reasons
+
+
+def _check_far(setup: Setup, config: BuildConfig, *, is_far: bool) -> None:
+    reasons = _one_group_reasons(setup, config)
+    if is_far and reasons:
+        raise ConfigError(
+            f"{' and '.join(reasons)} cannot be used on several machines: all records are read in"
+            " order",
+            remedy=[f"use {setting('executor', 'local')}", f"leave out {reasons[0]}"],
+        )
+
+
+def _group_input(
+    member: GroupMember, setup: Setup, recipes: Sequence[RecipeFile], is_far: bool
+) -> GroupInput:
+    source, number = member.source, member.input
+    if is_far:
+        source = dataclasses.replace(source, path=os.path.abspath(source.file))
+    recipe = setup.recipe_of[number]
+    return GroupInput(
+        number=number,
+        source=source,
+        entry=setup.inputs[number].entry,
+        format=setup.formats[number],
+        recipe=recipes[recipe],
+        recipe_key=setup.recipes[recipe].cache_key,
+    )

@@ -1,0 +1,185 @@
+"""The manifest of a build, from the files of its groups."""
+
+from __future__ import annotations
+
+import dataclasses
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from sftprep.config.build import BuildConfig, SourceEntry
+from sftprep.core.atomic_write import write_file
+from sftprep.core.hashing import digest
+from sftprep.pipeline.output.manifest import describe_rendering, manifest_facts, manifest_settings
+from sftprep.pipeline.sequence_stats import sum_lengths
+from sftprep.pipeline.setup import Setup
+from sftprep.recipe import describe_functions
+from sftprep.shards.group import Group, read_group
+from sftprep.shards.layout import REJECTED_FOLDER
+from sftprep.shards.ledger import Ledger
+from sftprep.shards.manifest import GroupEntry, Manifest, SourceInfo
+from sftprep.version import __version__
+
+
+def make_manifest(
+    config: BuildConfig,
+    setup: Setup,
+    groups: Iterable[tuple[str, str]],
+    staging: Path,
+    *,
+    evaluation: bool,
+) -> Manifest:
+    """Return the manifest of a build before its commit.
+
+    The lines in the files of rejected records are counted from the start of their file afterwards.
+
+    Args:
+        config: The settings of the build.
+        setup: Its setup.
+        groups: The key of each group and the digest of its file, in order.
+        staging: The folder with the files of the groups.
+        evaluation: Whether it is the evaluation build.
+
+    Raises:
+        StorageError: A file of rejected records cannot be written.
+    """
+    recipe = setup.recipe
+    names = [each.source.name for each in setup.inputs if each.evaluation == evaluation]
+    totals = _Totals(setup.entries)
+    for key, file_digest in groups:
+        totals.add(read_group(staging, key, file_digest), file_digest, staging)
+    packs, ledger = totals.packs, Ledger.from_counts(totals.counts)
+    facts = manifest_facts(recipe, setup.encoder)
+    fill = totals.tokens / (packs * setup.limit.max_length) if packs else 1.0
+    return Manifest(
+        config={
+            **manifest_settings(config, names),
+            "max_length": setup.limit.max_length,
+            "date": recipe.date,
+        },
+        config_digest=digest(
+            [each.digest for each in setup.recipes],
+            setup.limit.max_length,
+            dataclasses.asdict(config.pack),
+            config.output.position_ids,
+            config.output.shard_tokens,
+            config.output.group_bytes,
+        ),
+        tokenizer={**facts["tokenizer"], "max_id": totals.max_id},
+        chat_template=facts["chat_template"],
+        encoder=facts["encoder"],
+        template=describe_rendering(recipe, totals.template),
+        accounting=ledger,
+        plan={
+            "strategy": config.pack.packing,
+            "packs": packs,
+            "fill": round(fill, 6),
+            "seed": config.pack.seed,
+            "cuts": totals.cuts,
+        },
+        max_length=setup.limit.max_length,
+        rows=packs,
+        tokens=totals.tokens,
+        # Not the number in the ledger: if the plan cuts sequences, the first token after each
+        # cut is not a target any more.
+        trained_tokens=totals.trained_tokens,
+        sftprep_version=__version__,
+        data_digest=totals.shards.hexdigest(),
+        groups=tuple(totals.entries),
+        sources=totals.sources(),
+        lengths=totals.lengths,
+        functions=describe_functions(setup.recipes),
+        folder=staging,
+    )
+
+
+class _Totals:
+    """The sums over the groups of a build."""
+
+    def __init__(self, sources: Sequence[SourceEntry]) -> None:
+        self.entries: list[GroupEntry] = []
+        self.counts: Counter[str] = Counter()  # of the ledger
+        self.template: Counter[str] = Counter()
+        self.lengths: dict[str, Any] = {}
+        self.packs = self.tokens = self.trained_tokens = self.cuts = 0
+        self.max_id = -1
+        self.shards = sha256()  # of the digests of all shards
+        self._sources = {source.name: (source, Counter[str]()) for source in sources}
+        self._last_path, self._last_lines = "", 0  # of the last input
+
+    def add(self, group: Group, file_digest: str, staging: Path) -> None:
+        """Add a group, after those before it."""
+        # The first input of a group may continue the last one of the group before it.
+        first = group.inputs[0] if group.inputs else None
+        lines_before = self._last_lines if first is not None and first.start else 0
+        if group.inputs:
+            last = group.inputs[-1]
+            self._last_path = last.path
+            self._last_lines = last.lines + (lines_before if last is first else 0)
+        rejected = staging / REJECTED_FOLDER / f"{group.key}.jsonl"
+        self.entries.append(
+            GroupEntry(
+                key=group.key,
+                digest=file_digest,
+                packs=array("q", [shard.rows for shard in group.shards]),
+                tokens=group.tokens,
+                trained_tokens=group.trained_tokens,
+                bytes=sum(shard.bytes for shard in group.shards),
+                lines_before=lines_before,
+                rejected=_finish_rejected(rejected, lines_before),
+            )
+        )
+        self.counts.update(group.accounting.to_counts())
+        self.template.update(group.template)
+        self.lengths = sum_lengths(self.lengths, group.lengths)
+        self.packs += group.rows
+        self.tokens += group.tokens
+        self.trained_tokens += group.trained_tokens
+        self.cuts += group.plan["cuts"]
+        self.max_id = max(self.max_id, -1 if group.max_id is None else group.max_id)
+        for shard in group.shards:
+            self.shards.update(bytes.fromhex(shard.sha256))
+        for info in group.inputs:
+            self._sources[info.source][1].update(info.accounting.to_counts())
+
+    def sources(self) -> tuple[SourceInfo, ...]:
+        """Return the sources with their shares, without those of which nothing was read."""
+        return tuple(
+            SourceInfo(
+                name=name,
+                weight=source.weight,
+                records=counts["records"],
+                sequences=counts["sequences"],
+                tokens=counts["tokens"],
+                trained_tokens=counts["trained_tokens"],
+            )
+            for name, (source, counts) in self._sources.items()
+            if counts["lines"]
+        )
+
+
+def _finish_rejected(path: Path, lines_before: int) -> str:
+    """Count the lines in a file of rejected records from the start of their input.
+
+    Args:
+        path: The file, which may not exist.
+        lines_before: The lines of the input before the group.
+
+    Returns:
+        The SHA-256 of the file, in hex; "" without a file.
+    """
+    if not path.exists():
+        return ""
+    if lines_before:
+        entries = [orjson.loads(line) for line in path.read_bytes().splitlines()]
+        lines = [
+            orjson.dumps({**entry, "line": entry["line"] + lines_before}) + b"\n"
+            for entry in entries
+        ]
+        write_file(path, lambda file: file.writelines(lines))
+    return sha256(path.read_bytes()).hexdigest()

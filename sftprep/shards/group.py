@@ -1,0 +1,232 @@
+"""The file of a group: its inputs, its ledger and its shards.
+
+A build consists of groups. A group is a range of the inputs, of which the packs are planned
+together; its packs do not depend on other groups. The manifest names the file of each group, and
+readers open it when they need one of its shards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from sftprep.core.regular_files import read_regular_file
+from sftprep.errors import ManifestError
+from sftprep.shards.json_fields import FieldError, parse_fields
+from sftprep.shards.layout import GROUP_FOLDER, LARGEST_MANIFEST
+from sftprep.shards.ledger import Ledger
+from sftprep.shards.schema import ORIGIN_BITS, SHARD_NAME
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive bytes of a shard, with a digest."""
+
+    bytes: int
+    xxh3: str  # 128 bits in hex
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """The entry of one shard file in the file of its group."""
+
+    name: str  # path in the folder `shards`: that of the group and, since version 2.0, its folder
+    rows: int  # packs
+    tokens: int
+    trained_tokens: int  # targets of the loss, see `Ledger.trained_tokens`
+    bytes: int
+    sha256: str  # of the whole file, in hex
+    xxh3: str = ""  # of the whole file, 128 bits in hex; before version 2.0
+    # The blocks of `BLOCK_PACKS` packs, in order, and then the end of the file; together, they are
+    # the whole file. Readers check these digests, which are faster; empty before version 2.0.
+    blocks: tuple[Block, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class InputInfo:
+    """The entry of one input file, or of the range of it that belongs to the group."""
+
+    path: str  # or the name of data in memory
+    bytes: int
+    digest: str  # of the content that was read
+    format: str
+    lines: int
+    records: int
+    first_ordinal: int = 0  # before version 2.0: the number of lines in all inputs before this one
+    source: str = ""  # the entry of a mixture that the input belongs to
+    accounting: Ledger = field(default_factory=Ledger)  # empty before version 1.1
+    limit: int | None = None  # the most records that were read of its source
+    # By the name of a count, such as `warnings.double_bos`, or `dropped.too_short` of a transform:
+    # the line of the first record that it counts, from 1.
+    first_lines: dict[str, int] = field(default_factory=dict)
+    slices: tuple[int, ...] = ()  # the number of lines in each slice; empty before version 2.0
+    start: int = 0  # the first byte or row of the range; the lines are counted from there
+
+    def followed_by(self, later: InputInfo) -> InputInfo:
+        """Return the entry of this range and the next one of the same input."""
+        counts = self.accounting.to_counts()
+        counts.update(later.accounting.to_counts())
+        first_lines = {name: self.lines + line for name, line in later.first_lines.items()}
+        return dataclasses.replace(
+            self,
+            bytes=self.bytes + later.bytes,
+            digest=xxhash.xxh3_128_hexdigest(f"{self.digest}{later.digest}".encode()),
+            lines=self.lines + later.lines,
+            records=self.records + later.records,
+            accounting=Ledger.from_counts(counts),
+            first_lines=first_lines | self.first_lines,
+            slices=self.slices + later.slices,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The content of the file of a group."""
+
+    key: str  # 16 hex digits of the digest of everything that determines its packs
+    config_digest: str  # of the settings and recipes
+    max_length: int  # tokens per pack at most
+    inputs: tuple[InputInfo, ...]
+    accounting: Ledger  # the sum of the ledgers of its inputs
+    lengths: dict[str, Any]  # histogram of the lengths of the sequences before they were cut
+    plan: dict[str, Any]  # strategy, packs, fill, seed and digest of the packing
+    template: dict[str, int]  # how often each way of rendering and masking was used
+    max_id: int | None  # the highest token id in its shards; None without a token
+    shards: tuple[ShardInfo, ...]
+    sftprep_version: str
+    format_version: str
+
+    @property
+    def rows(self) -> int:
+        """The number of packs."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens."""
+        return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def trained_tokens(self) -> int:
+        """The number of targets of the loss."""
+        return sum(shard.trained_tokens for shard in self.shards)
+
+    def to_json(self) -> bytes:
+        """Return the bytes of its file: UTF-8 JSON with sorted keys."""
+        text = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False)
+        return f"{text}\n".encode()
+
+    def locate(self, origin: int) -> tuple[str, int]:
+        """Return the input and the line of a record, counted from 1 in the range of the input.
+
+        Args:
+            origin: `slice << ORIGIN_BITS | line`, where the slices of all inputs are numbered from
+                0, and the lines of a slice too.
+
+        Raises:
+            IndexError: No record has this origin.
+        """
+        number, line = origin >> ORIGIN_BITS, origin & ((1 << ORIGIN_BITS) - 1)
+        found = number
+        for info in self.inputs:
+            if 0 <= found < len(info.slices) and line < info.slices[found]:
+                return info.path, sum(info.slices[:found]) + line + 1
+            found -= len(info.slices)
+        raise IndexError(f"no record is in line {line} of slice {number}")
+
+
+def group_file(folder: Path, key: str) -> Path:
+    """Return the path of the file of a group."""
+    return folder / GROUP_FOLDER / f"{key}.json"
+
+
+def read_group(folder: Path, key: str, digest: str) -> Group:
+    """Read the file of a group.
+
+    Args:
+        folder: The folder of the build.
+        key: The key of the group.
+        digest: The SHA-256 of the file, in hex, from the manifest.
+
+    Raises:
+        ManifestError: The file is missing or damaged, or names files outside the folder.
+    """
+    path = group_file(folder, key)
+    try:
+        status = path.stat()
+    except OSError:
+        return _read_group(path, key, digest)
+    return _cached_group(path, key, digest, (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+# A reader in random order goes back to the same groups all the time.
+@lru_cache(maxsize=64)
+def _cached_group(path: Path, key: str, digest: str, _: tuple[int, ...]) -> Group:
+    """Read the file of a group; the last argument identifies its content."""
+    return _read_group(path, key, digest)
+
+
+def _read_group(path: Path, key: str, digest: str) -> Group:
+    try:
+        content = read_regular_file(path, LARGEST_MANIFEST)
+    except OSError as error:
+        raise ManifestError(
+            f"cannot read {path}, which the manifest names: {error.strerror}",
+            remedy="copy the folder again, or build again",
+        ) from error
+    try:
+        if sha256(content).hexdigest() != digest:
+            raise FieldError("its content is not what was written")
+        group: Group = parse_fields(Group, json.loads(content), "")
+        if group.key != key:
+            raise FieldError(f"its key is {group.key}")
+    except (FieldError, ValueError, RecursionError) as error:
+        raise ManifestError(
+            f"{path} is damaged: {error}", remedy="remove the folder, and build again"
+        ) from error
+    check_shards(group.shards, path)
+    return group
+
+
+def check_shards(shards: Iterable[ShardInfo], path: Path) -> None:
+    """Check the names and digests of shards.
+
+    Args:
+        shards: The entries of the shards.
+        path: The file that lists them.
+
+    Raises:
+        ManifestError: A name would lead out of the folder, or a digest is none.
+    """
+    for number, shard in enumerate(shards):
+        # A name such as ../../etc/passwd would make readers open files outside the folder.
+        if not SHARD_NAME.fullmatch(shard.name):
+            raise ManifestError(
+                f"{path} lists a shard with the name {shard.name!r}",
+                remedy="do not use this folder: its manifest was tampered with",
+            )
+        if not _SHA256.fullmatch(shard.sha256):
+            raise ManifestError(
+                f"{path} is damaged: shards[{number}].sha256 is {shard.sha256!a:.40}",
+                remedy="remove the folder, and build again",
+            )
+
+
+def sum_counts(ledgers: Iterable[Ledger]) -> Ledger:
+    """Return the sum of ledgers."""
+    counts: Counter[str] = Counter()
+    for ledger in ledgers:
+        counts.update(ledger.to_counts())
+    return Ledger.from_counts(counts)
