@@ -109,6 +109,7 @@ SETTINGS_OF_A_BUILD = {
     "inputs",
     "keep_spill",
     "lanes",
+    "group_bytes",
     "limit",
     "map",
     "max_length",

@@ -191,8 +191,8 @@ class OutputConfig:
     ray_address: str | None = None
     """Address of the Ray cluster (auto, or host:port). Default: one that is started here."""
     on_bad_record: OnBadRecord = "error"
-    """error: stop at the first record that cannot be used; quarantine: write it to rejected.jsonl
-    and continue."""
+    """error: stop at the first record that cannot be used; quarantine: write it to a file in
+    DIR/rejected, and continue."""
     max_rejected: str = "1%"
     """Maximum number of quarantined records: a percentage (1%) or a count (250)."""
     keep_spill: bool = False

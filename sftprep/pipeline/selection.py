@@ -242,7 +242,7 @@ def _has_earlier_equal(record: NDArray[np.int64], hashes: NDArray[np.uint64]) ->
 def _duplicate_records(
     table: SequenceTable, duplicates: dict[str, NDArray[np.bool_]]
 ) -> dict[int, list[Rejected]]:
-    """Return the duplicates for rejected.jsonl, by index of their partition."""
+    """Return the duplicates for the file of rejected records, by index of their partition."""
     found: dict[int, list[Rejected]] = {}
     for reason, is_duplicate in duplicates.items():
         message = "an earlier record is equal"

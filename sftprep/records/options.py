@@ -25,7 +25,8 @@ _LONG_NUMBER = b"0" * 19
 class InvalidRecord(Exception):
     """An error for a record with content outside its format.
 
-    The message is stored in `rejected.jsonl`, so it must not contain references to settings.
+    The message is stored in the file of rejected records, so it must not contain references to
+    settings.
 
     Args:
         reason: A short stable name such as `bad_row`, which the manifest counts.

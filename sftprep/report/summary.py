@@ -136,7 +136,7 @@ def _record_rows(report: BuildReport) -> list[_Row]:
     return [
         ("records", ledger.records, f"from {files}, {report.bytes_read / 1e6:,.1f} MB"),
         ("  packed", ledger.sequences, f"sequences, {share} of the records"),
-        *_reason_rows("rejected", ledger.rejected, "see rejected.jsonl"),
+        *_reason_rows("rejected", ledger.rejected, "see the files in rejected/"),
         *_dropped_rows(manifest),
         *_reason_rows("left out", ledger.left_out),
         *_reason_rows("added", ledger.extra),

@@ -200,7 +200,7 @@ def _find_unlisted_shards(root: Path, manifest: Manifest) -> list[str]:
     """Return the folders with shards missing from every manifest.
 
     A build that was killed while it replaced another one leaves such files, and a program that
-    opens shards/*.arrow without the manifest would read them.
+    opens shards/*/*.arrow without the manifest would read them.
     """
     problems = []
     for folder in (SHARD_FOLDER, f"{EVAL_FOLDER}/{SHARD_FOLDER}"):

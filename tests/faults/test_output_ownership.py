@@ -26,6 +26,7 @@ from sftprep.shards.layout import is_work_folder_created
 from sftprep.shards.locks import exclusive
 from sftprep.shards.ownership import commit_bytes
 from tests.faults.test_paths import snapshot
+from tests.support import rejected_file
 
 SHARD = "shard-00000-0123456789abcdef.arrow"
 
@@ -61,8 +62,10 @@ def test_a_hard_link_with_the_name_of_the_lock_is_not_written_to(make, tmp_path,
         "lock",
         "commit.json",
         "manifest.json",
-        "eval-manifest.json",
-        "rejected.jsonl",
+        "eval/manifest.json",
+        "rejected/0123456789abcdef.jsonl",
+        "groups/0123456789abcdef.json",
+        "duplicates-00000.npy",
         "recipe-0123456789abcdef.jsonl",
         f"{'0' * 40}.arrow",
         f"shards/{SHARD}",
@@ -262,6 +265,7 @@ def test_the_lock_is_held_until_the_marker_is_gone(make, tmp_path, monkeypatch, 
     assert removed == ([("spill", True)] if created else [("build.json", True), ("lock", True)])
 
 
+REJECTED_FILE = "rejected/0123456789abcdef.jsonl"
 REJECTED = json.dumps(
     dict.fromkeys(("file", "line", "column", "reason", "message", "excerpt"), "text")
 )
@@ -290,17 +294,18 @@ def interrupted(make, tmp_path):
         ("manifest.json", "{}"),
         ("eval/manifest.json", '{"mine": 1}'),
         (f"shards/{SHARD}", "mine"),
-        ("rejected.jsonl", "mine"),
-        ("rejected.jsonl", ""),
-        ("rejected.jsonl", '{"file": "a", "line": 1, "reason": "mine"}\n'),
-        ("rejected.jsonl", f"{REJECTED}\nmine\n"),
+        (REJECTED_FILE, "mine"),
+        (REJECTED_FILE, ""),
+        (REJECTED_FILE, '{"file": "a", "line": 1, "reason": "mine"}\n'),
+        (REJECTED_FILE, f"{REJECTED}\nmine\n"),
+        ("groups/0123456789abcdef.json", "mine"),
     ],
 )
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_user_files_that_commit_json_names_are_kept(
     make, interrupted, tmp_path, name, content, overwrite
 ):
-    output = interrupted([name, "manifest.json", "rejected.jsonl"])
+    output = interrupted([name, "manifest.json", REJECTED_FILE])
     (output / name).parent.mkdir(exist_ok=True)
     (output / name).write_text(content)
     before = snapshot(output)
@@ -311,24 +316,24 @@ def test_user_files_that_commit_json_names_are_kept(
 
 
 def test_own_files_that_commit_json_names_are_replaced(make, interrupted, tmp_path):
-    output = interrupted(["rejected.jsonl"])
-    (output / "rejected.jsonl").write_text(f"{REJECTED}\n" * 2)
+    output = interrupted([REJECTED_FILE])
+    (output / REJECTED_FILE).parent.mkdir()
+    (output / REJECTED_FILE).write_text(f"{REJECTED}\n" * 2)
     make(overwrite=False)
-    assert not (output / "rejected.jsonl").exists()
+    assert not (output / "rejected").exists()
 
 
 def test_a_user_file_that_replaced_the_rejected_records_of_a_build_is_kept(
     records, tokenizer_dir, tmp_path
 ):
     rows = records([{"text": "a b c"}, {"text": 5}] * 5)
-    path = tmp_path / "o" / "rejected.jsonl"
     settings = {"on_bad_record": "quarantine", "max_rejected": "100%", "max_length": 64}
     settings |= {"output": tmp_path / "o", "overwrite": True, "tokenizer": tokenizer_dir}
     build(rows, **settings)
-    assert path.exists()
     build(rows, **settings)
+    path = rejected_file(tmp_path / "o")
     path.write_text("mine")
-    with pytest.raises(OutputExists, match=r": rejected\.jsonl"):
+    with pytest.raises(OutputExists, match=r": rejected/[0-9a-f]{16}\.jsonl"):
         build(rows, **settings)
     assert path.read_text() == "mine"
 

@@ -345,7 +345,7 @@ def test_a_failed_build_leaves_the_rejected_records_of_the_one_before(
     assert named in caught.value.remedy
     assert len(Path(named).read_text().splitlines()) == 2
     build(records([{"text": "a"}]), tokenizer=tokenizer_dir, output=output, **settings_)
-    assert sorted(p.name for p in output.iterdir()) == ["manifest.json", "shards"]
+    assert sorted(p.name for p in output.iterdir()) == ["groups", "manifest.json", "shards"]
 
 
 # --- reading inputs ----------------------------------------------------------------------------
@@ -375,8 +375,8 @@ def test_the_output_below_the_input_is_not_read(records, tokenizer_dir, tmp_path
             with pytest.raises(InputNotFound):
                 find_files((pattern,))
     # Named, shards are records of tokens.
-    (shard,) = find_files((f"{source}/packed/shards/*.arrow",))
-    assert find_files((f"{source}/*/shards/*.arrow",)) == [shard]
+    (shard,) = find_files((f"{source}/packed/shards/*/*.arrow",))
+    assert find_files((f"{source}/*/shards/*/*.arrow",)) == [shard]
     assert find_files((str(source / "packed" / "shards"),)) == [shard]
 
 

@@ -252,7 +252,7 @@ def test_loss_weights_reach_the_shards(records, tokenizer_dir, tmp_path):
     datasets.disable_progress_bars()
     table = datasets.load_dataset(
         "arrow",
-        data_files=str(tmp_path / "out" / "shards" / "*.arrow"),
+        data_files=str(tmp_path / "out" / "shards" / "*" / "*.arrow"),
         cache_dir=str(tmp_path / "c"),
     )
     assert table["train"].features["loss_weights"].feature.dtype == "float32"

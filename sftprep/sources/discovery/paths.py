@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from pathlib import Path
 
 from sftprep.errors import InputUnreadable
 from sftprep.shards.layout import (
+    GROUP_FOLDER,
+    KEY_PATTERN,
     SHARD_FOLDER,
     WORK_FOLDER,
+    has_group,
     has_work_folder,
     is_build_folder,
     manifest_file,
@@ -147,6 +151,22 @@ def has_shards(real: str) -> bool:
 
     The manifest may be missing.
     """
-    return os.path.basename(real) == SHARD_FOLDER and any(
-        SHARD_NAME.fullmatch(name) and is_shard(Path(real, name)) for name in os.listdir(real)
+    if os.path.basename(real) != SHARD_FOLDER:
+        return False
+    for name in os.listdir(real):
+        folder = Path(real, name)
+        # Since version 2.0, the shards of each group are in a folder of their own.
+        if re.fullmatch(KEY_PATTERN, name) and folder.is_dir():
+            names = [f"{name}/{shard}" for shard in os.listdir(folder)]
+        else:
+            names = [name]
+        if any(SHARD_NAME.fullmatch(name) and is_shard(Path(real, name)) for name in names):
+            return True
+    return False
+
+
+def has_groups(real: str) -> bool:
+    """Return whether a real path is a build's folder of files of groups."""
+    return os.path.basename(real) == GROUP_FOLDER and any(
+        has_group(Path(real, name)) for name in os.listdir(real)
     )

@@ -28,6 +28,7 @@ from sftprep.sources.discovery.file_types import (
 from sftprep.sources.discovery.paths import (
     check_regular,
     file_identity,
+    has_groups,
     has_shards,
     is_build,
     is_folder,
@@ -274,6 +275,8 @@ class FolderSearch:
             elif not named and has_shards(real):
                 lost = "" if is_build(os.path.dirname(real)) else " without a manifest"
                 reason = f"shards of a build{lost}, which are read only if they are named"
+            elif has_groups(real):
+                reason = "files of a build"
         if reason is not None:
             self.skip(reason, folder)
         return reason is None
