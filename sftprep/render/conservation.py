@@ -15,9 +15,8 @@ check:
    sentinel. Records of the same shape (roles, kinds of leaves, keys of arguments) share this
    rendering.
 
-Cost: where a template is compiled, a content that is written unchanged is the same object in the
-list of rendered pieces, and a record whose contents are all found this way is done after one
-dictionary lookup per message. The tests compare the check with sentinels that transformers renders.
+Cost: most records need no check, because all of their contents are among the rendered pieces
+(`unchanged_contents.py`). The tests compare the check with sentinels that transformers renders.
 """
 
 from __future__ import annotations
@@ -296,27 +295,6 @@ class ConservationCheck:
             self._sentinels_by_shape[shape] = rendering
             self._characters_kept += 0 if rendering is None else len(rendering.structure)
         return rendering
-
-
-def are_written_unchanged(messages: Sequence[Message], pieces: Sequence[str]) -> bool:
-    """Return whether each message has only a role and a content written unchanged.
-
-    The contents must be among the pieces, in the order of the messages.
-
-    It is called for every record, so it does as little as possible.
-    """
-    written = map(id, pieces)  # each search resumes after the piece that the last one found
-    for message in messages:
-        content = message.get("content")
-        # Single characters and the empty string are the same object everywhere.
-        if (
-            len(message) != 2
-            or type(content) is not str
-            or len(content) < 2
-            or id(content) not in written
-        ):
-            return False
-    return True
 
 
 # --- search ---------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ from sftprep.render.conservation import (
     ConservationCheck,
     Conversation,
     Omissions,
-    are_written_unchanged,
 )
 from sftprep.render.reasoning import (
     find_ends,
@@ -35,6 +34,7 @@ from sftprep.render.reasoning import (
     is_reasoning_shown,
     without_reasoning,
 )
+from sftprep.render.unchanged_contents import UnchangedContents
 
 
 class ConversationRenderer:
@@ -51,6 +51,7 @@ class ConversationRenderer:
         self._recipe = recipe
         self._keeps_reasoning = recipe.reasoning == "keep"
         self._count_anchors = count_anchors
+        self._unchanged = UnchangedContents()
         self._shown_reasoning: dict[bool, bool] = {}  # by whether the reasoning is in tags
         self._ends: dict[ChatTemplate, tuple[str, str]] = {}  # of turns; see `find_ends`
 
@@ -111,9 +112,10 @@ class ConversationRenderer:
         if type(rendering) is RenderedPieces:
             pieces = rendering.pieces
             if (
-                example.tools is None
+                example.bare
+                and example.tools is None
                 and not example.unread_texts
-                and are_written_unchanged(messages, pieces)
+                and self._unchanged.has_all(messages, pieces)
             ):
                 return NO_OMISSIONS
         else:

@@ -6,7 +6,7 @@ Conversations are rendered by a template; other texts get their end token.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 from sftprep.chat_template.assistant_spans import Unproven, is_assistant
@@ -72,7 +72,7 @@ class Renderer:
         rejected: list[Rejected],
         counts: Counts,
         *,
-        watch: bool = False,
+        watched: Container[int] = (),
     ) -> RenderedBatch:
         """Render examples.
 
@@ -80,8 +80,8 @@ class Renderer:
             examples: The examples.
             rejected: Receives the examples that the template rejects, or whose mask is not proven.
             counts: Receives counts of warnings and masks.
-            watch: Whether any example may spell special tokens, which are then counted, or marked
-                to become plain text.
+            watched: The lines of the examples that may spell special tokens, which are then
+                counted, or marked to become plain text.
         """
         # The path that a record takes must not depend on earlier batches, so each batch gets a new
         # finder.
@@ -92,8 +92,10 @@ class Renderer:
             batch.literals = self._finder.literals
         for example in examples:
             try:
-                if watch:
+                if example.line in watched:
                     batch.mark = self._escaper.escape(example, counts)
+                else:
+                    batch.mark = None
                 if example.messages is not None:
                     renderer = (example.tools and self._for_tools) or self
                     renderer._add_chat(example, example.messages, batch, rejected, counts)
