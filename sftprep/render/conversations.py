@@ -32,6 +32,7 @@ from sftprep.render.reasoning import (
     insert_into_pieces,
     insert_into_text,
     is_reasoning_shown,
+    is_text_with_call_shown,
     without_reasoning,
 )
 from sftprep.render.unchanged_contents import UnchangedContents
@@ -128,6 +129,18 @@ class ConversationRenderer:
             example.unread_texts,
         )
 
+    def shows_unread_keys(
+        self, example: Example, messages: list[Message], ends: list[int], rendered: list[str]
+    ) -> bool:
+        """Return whether renderings of the first messages show the unread texts of an example.
+
+        See `ConservationCheck.shows_unread_keys`.
+        """
+        conversation = Conversation(messages, example.tools, example.template_kwargs)
+        return not example.unread_texts or self._conservation.shows_unread_keys(
+            conversation, ends, example.unread_texts, rendered
+        )
+
     def can_show_reasoning(self, messages: list[Message]) -> bool:
         """Return whether the template shows reasoning in the form of some messages at all."""
         forms = {
@@ -139,15 +152,23 @@ class ConversationRenderer:
 
     def _shows_reasoning(self, in_tags: bool) -> bool:
         if in_tags not in self._shown_reasoning:
-            # A template of its own, since its renderings are not those of records.
-            template = self._recipe.template()
-            assert template is not None
-
-            def render(messages: list[Message]) -> str:
-                return to_rendered(self._render(template, messages, Example(0), False)).text
-
-            self._shown_reasoning[in_tags] = is_reasoning_shown(render, in_tags=in_tags)
+            self._shown_reasoning[in_tags] = is_reasoning_shown(self._render_probe, in_tags=in_tags)
         return self._shown_reasoning[in_tags]
+
+    @cached_property
+    def can_show_text_with_call(self) -> bool:
+        """Whether the template shows the text alongside a call at all."""
+        return is_text_with_call_shown(self._render_probe)
+
+    def _render_probe(self, messages: list[Message]) -> str:
+        return to_rendered(self._render(self._probed, messages, Example(0), False)).text
+
+    @cached_property
+    def _probed(self) -> ChatTemplate:
+        # A template of its own, since its renderings are not those of records.
+        template = self._recipe.template()
+        assert template is not None
+        return template
 
     def count_unread_variables(
         self, example: Example, template: ChatTemplate, counts: Counts

@@ -16,14 +16,16 @@ from sftprep.core.omissions import (
     KEY,
     LAST_REASONING,
     NO_REASONING,
+    NO_TEXT_WITH_CALL,
     OMISSION_KINDS,
     REASONING,
     REASONING_LEFT,
+    TEXT_WITH_CALL,
 )
 from sftprep.core.types import Counts, Example, Message, Rejected
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
-from sftprep.render.conservation import NO_OMISSIONS, Omissions, all_occur
+from sftprep.render.conservation import NO_OMISSIONS, Omissions
 from sftprep.render.conversations import ConversationRenderer
 from sftprep.render.escaping import ContentEscaper
 from sftprep.render.reasoning import (
@@ -236,6 +238,8 @@ class Renderer:
             example.messages or []
         ):
             counts.warn(NO_REASONING, example.line)
+        if TEXT_WITH_CALL in omissions.kinds and not self._chats.can_show_text_with_call:
+            counts.warn(NO_TEXT_WITH_CALL, example.line)
         batch.omission_lines.append(example.line)
         return False
 
@@ -346,7 +350,8 @@ class Renderer:
                 spans = self._turns.spans_of(rendered, messages[: number + 1], [number])
                 rendered = Rendered(rendered.text, tuple((first, last) for first, last, _ in spans))
             turns.append((rendered, prompt.text, weights[number]))
-        if not all_occur(example.unread_texts, [rendered.text for rendered, _, _ in turns]):
+        ends, texts = [number + 1 for number in targets], [turn[0].text for turn in turns]
+        if not self._chats.shows_unread_keys(example, messages, ends, texts):
             omissions |= Omissions(frozenset({KEY}))
         if omissions.kinds and self._reject_or_count(example, omissions, batch, rejected, counts):
             return
