@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import groupby, product
 
 import numpy as np
@@ -23,6 +23,8 @@ _STEP = 1 << 17
 
 class ByteSearcher:
     """A block of bytes to be searched for words.
+
+    Its lines are numbered from 0.
 
     Example:
         ByteSearcher(b'{"text": "so it goes"}').contains_any([b"it", b"xyz"])  ->  True
@@ -45,22 +47,20 @@ class ByteSearcher:
                 return True
         return False
 
-    def may_contain(self, words: Iterable[str]) -> bool:
-        r"""Return whether strings in these lines of JSON may contain one of the words.
+    def find_lines(self, words: Sequence[str]) -> Container[int]:
+        r"""Return the numbers of the lines of JSON whose strings may contain one of the words.
 
-        False is certain, and the usual answer; True may be wrong.
+        The other lines certainly contain none, which usually holds for all of them.
 
         JSON may escape any character (`<` as `\u003c`), so a word is also possible where one of its
         first two characters occurs as an escape, or where its first two bytes occur and later ones
-        may be escaped.
+        may be escaped. A string that ends with the start of a word may contain the word together
+        with the next string; such strings may be in JSON text, where they end with `\"`.
         """
         words = [word for word in words if word]
         first_escapes = {
             escape for word in words for character in word[:2] for escape in _escapes_of(character)
         }
-        if self.contains_any(first_escapes):
-            return True
-        unescaped = [word.encode("utf-8", "surrogatepass") for word in words]
         prefixes = {word[:2].encode("utf-8", "surrogatepass") for word in words}
         short_escapes = {
             _SHORT_ESCAPES[character]
@@ -68,22 +68,31 @@ class ByteSearcher:
             for character in word
             if character in _SHORT_ESCAPES
         }
-        return self.contains_any(prefixes) and self.contains_any(
-            {*unescaped, *short_escapes, rb"\u"}
-        )
-
-    def may_contain_parts(self, words: Iterable[str]) -> bool:
-        r"""Return whether strings in these lines of JSON may end with the start of a word.
-
-        With the next string, such a string may contain the word. Where `may_contain` is False, no
-        character is an escape. The strings may be in JSON text, where they end with `\"`.
-        """
+        whole = {word.encode("utf-8", "surrogatepass") for word in words}
+        rest = {*whole, *short_escapes, rb"\u"}
         starts = {
             word[:end].encode("utf-8", "surrogatepass")
             for word in words
             for end in range(1, len(word))
         }
-        return self.contains_any({start + end for start in starts for end in (b'"', b'\\"')})
+        cut_off = {start + end for start in starts for end in (b'"', b'\\"')}
+        found: set[int] = set()
+        if self.contains_any(first_escapes):
+            found |= self._find_lines_with(first_escapes)
+        if self.contains_any(prefixes) and self.contains_any(rest):
+            found |= self._find_lines_with(prefixes) & self._find_lines_with(rest)
+        if self.contains_any(cut_off):
+            found |= self._find_lines_with(cut_off)
+        return found
+
+    def _find_lines_with(self, words: Iterable[bytes]) -> set[int]:
+        """Return the numbers of the lines that contain one of the words, from 0."""
+        breaks = self._positions_of(ord("\n"))
+        lines: set[int] = set()
+        for first, group in groupby(sorted(words), key=lambda word: word[0]):
+            for positions in _find_all(self._bytes, self._positions_of(first), list(group), 1):
+                lines.update(np.searchsorted(breaks, positions).tolist())
+        return lines
 
     def _find_pairs(self, pairs: Iterable[bytes]) -> set[bytes]:
         """Return the byte pairs present in the block."""
@@ -107,7 +116,14 @@ class ByteSearcher:
 def _has_any(
     data: NDArray[np.uint8], positions: NDArray[np.int64], words: Sequence[bytes], matched: int
 ) -> bool:
-    """Return whether one of the words occurs at one of the positions.
+    """Return whether one of the words occurs at one of the positions; see `_find_all`."""
+    return next(_find_all(data, positions, words, matched), None) is not None
+
+
+def _find_all(
+    data: NDArray[np.uint8], positions: NDArray[np.int64], words: Sequence[bytes], matched: int
+) -> Iterator[NDArray[np.int64]]:
+    """Yield the positions at which one of the words occurs, in arrays that are not empty.
 
     Args:
         data: The bytes of the block.
@@ -116,15 +132,14 @@ def _has_any(
         matched: The length of the common prefix.
     """
     if not len(positions):
-        return False
+        return
     if len(words[0]) == matched:  # sorted, so the shortest of the words is the first
-        return True
+        yield positions  # the longer words are at some of these positions
+        return
     positions = positions[: np.searchsorted(positions, len(data) - matched)]
     next_bytes = data[positions + matched]
-    return any(
-        _has_any(data, positions[next_bytes == byte], list(group), matched + 1)
-        for byte, group in groupby(words, key=lambda word: word[matched])
-    )
+    for byte, group in groupby(words, key=lambda word: word[matched]):
+        yield from _find_all(data, positions[next_bytes == byte], list(group), matched + 1)
 
 
 _SHORT_ESCAPES = {

@@ -19,6 +19,10 @@ NO_REASONING = "template_without_reasoning"
 """The kind of warning about the records of `REASONING` whose template shows no reasoning of that
 form, not even in the last turn."""
 
+NO_TEXT_WITH_CALL = "template_without_text_with_call"
+"""The kind of warning about records of `TEXT_WITH_CALL` whose template does not show such text in
+the last turn either."""
+
 REASONING_LEFT = "reasoning_left"
 """The kind of warning about records with tags of reasoning that `reasoning="drop"` does not
 remove."""

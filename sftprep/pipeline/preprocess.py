@@ -6,6 +6,7 @@ It is a pure function of the bytes and the recipe. A build and a stream use the 
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +19,6 @@ from sftprep.config.user_functions import LoadedFunction
 from sftprep.core.byte_search import ByteSearcher
 from sftprep.core.mask_arrays import find_targets
 from sftprep.core.omissions import COLUMN_NOT_READ
-from sftprep.core.repeated_keys import find_repeated_keys
 from sftprep.core.types import Counts, Example, Flag, Rejected, TokenBatch
 from sftprep.pipeline.diagnostics import (
     count_double_bos,
@@ -42,7 +42,7 @@ from sftprep.records.pretokenized import to_token_batch
 from sftprep.records.record_hashes import RecordHasher
 from sftprep.records.transform import RecordFunctions, transform_lines
 from sftprep.render.renderer import Renderer
-from sftprep.sources.readers.jsonl import add_excerpts, excerpt, parse_line, split_lines
+from sftprep.sources.readers.jsonl import add_excerpts, excerpt, parse_lines, split_lines
 from sftprep.tokenize.encoders.base import EncoderFault
 from sftprep.tokenize.equivalence.verified_encoder import PartitionEncoder, VerifiedEncoder
 
@@ -50,6 +50,7 @@ _KEYS_OF_OBJECTS = (b'"tool', b'"function', b'"observation', b"template_kwargs")
 """Starts of keys and roles of records in which a template may show a number outside a string."""
 
 
+_ALL_LINES = range(sys.maxsize)
 _CONTROLS = bytes((*range(32), 127))
 _CONTROL_MARKS = (b"\\u00", b"\\b", b"\\f", b"\x7f")
 """What lines of JSON contain where a text has a control character that vocabularies may lack."""
@@ -269,8 +270,8 @@ def _encode_examples(
     recipe, renderer = stages.recipe, stages.renderer
     # 1. Render, and count the backend (compiled template or Jinja) of each conversation.
     before = renderer.backend_counts()
-    watch = recipe.escape_special or renderer.special_tokens.may_be_in(content)
-    texts = renderer.render(examples, rejected, counts, watch=watch)
+    watched = _ALL_LINES if recipe.escape_special else renderer.special_tokens.find_lines(content)
+    texts = renderer.render(examples, rejected, counts, watched=watched)
     renders = renderer.backend_counts() - before
     counts.update({f"template.{backend}": number for backend, number in renders.items()})
     # 2. Encode.
@@ -315,7 +316,7 @@ def read_examples(
             columns that are not read.
     """
     data, quality_checks = content.data, stages.quality_checks
-    search = quality_checks.search_needed(content)
+    searched = quality_checks.find_lines_to_search(content)
     lines, read = split_lines(data), stages.reader(format_name)
     columns = UnreadColumns(format_name, stages.reading)
     # orjson turns integers beyond 64 bits into floats, which a template would show. Such lines are
@@ -325,16 +326,14 @@ def read_examples(
         rounded = set()
     examples: list[Example] = []
     num_blank = 0
-    records = [parse_line(line, number) for number, line in enumerate(lines)]
-    repeated_keys = find_repeated_keys(data, lines, records)
-    for number, (line, record) in enumerate(zip(lines, records, strict=True)):
+    for number, line, record, repeated_key in parse_lines(data, lines):
         if type(record) is dict:
             try:
-                if number in repeated_keys:
-                    raise repeated_key_error(repeated_keys[number])
+                if repeated_key is not None:
+                    raise repeated_key_error(repeated_key)
                 exact = parse_exactly(line, record) if number in rounded else record
                 example = read(exact, number)
-                quality_checks.check(example, exact, counts, search=search)
+                quality_checks.check(example, exact, counts, search=number in searched)
                 if len(record) > 1:
                     for key in columns.find_meaningful(exact, example):
                         counts.warn(f"{COLUMN_NOT_READ}{key}", number)

@@ -2,7 +2,7 @@
 
 The parts are texts, reasoning, tool calls and their results.
 
-The spellings are those of OpenAI, Anthropic, Gemini, Hugging Face and TRL.
+The spellings are those of OpenAI, Anthropic, Bedrock, Gemini, Hugging Face and TRL.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from sftprep.records.options import InvalidRecord, RecordOptions, require_string
 from sftprep.records.tool_calls import parse_calls
 
 _TEXT_TYPES = (None, "text", "input_text", "output_text")
-_REASONING_TYPES = ("reasoning", "thinking")
-_CALL_TYPES = ("tool_call", "tool_use", "function_call", "functionCall")
-_RESULT_TYPES = ("tool_result", "functionResponse", "function_response")
+_REASONING_TYPES = ("reasoning", "thinking", "reasoningContent")
+_CALL_TYPES = ("tool_call", "tool_use", "function_call", "functionCall", "toolUse")
+_RESULT_TYPES = ("tool_result", "functionResponse", "function_response", "toolResult")
+_KEYS_AS_TYPES = ("functionCall", "functionResponse", "toolUse", "toolResult", "reasoningContent")
+"""Types of parts that are the only key of the part: those of Gemini and Bedrock."""
+_KEYS_OF_CALL_IDS = ("tool_use_id", "tool_call_id", "toolUseId")
 _TEXT_KEYS = ("text", "value", "content", "reasoning", "thinking")
 
 
@@ -69,15 +72,19 @@ def from_parts(
 
 
 def _kind_of(part: dict[str, Any]) -> Any:
-    """Return the type of a part; parts of Gemini have a key instead of a type."""
+    """Return the type of a part; parts of Gemini and Bedrock have a key instead of a type."""
     kind = part.get("type")
     if kind is None:
-        kind = next((key for key in ("functionCall", "functionResponse") if part.get(key)), None)
+        kind = next((key for key in _KEYS_AS_TYPES if part.get(key)), None)
     return "thinking" if kind in _TEXT_TYPES and part.get("thought") is True else kind
 
 
 def _part_text(part: dict[str, Any], where: str) -> str:
     kind = part.get("type", "text")
+    reasoning = part.get("reasoningContent")
+    if isinstance(reasoning, dict):  # {"reasoningText": {"text": ..., "signature": ...}}
+        inner = reasoning.get("reasoningText")
+        return _part_text(inner if isinstance(inner, dict) else reasoning, where)
     keys = [key for key in _TEXT_KEYS if key in part]
     if keys:
         # An empty text does not hide one under another key.
@@ -94,8 +101,9 @@ def _part_text(part: dict[str, Any], where: str) -> str:
 
 def _parse_call_part(part: dict[str, Any], kind: str, where: str) -> list[dict[str, Any]]:
     what = f"a tool call part of {where}"
-    if isinstance(part.get(kind), dict):
-        return parse_calls(part[kind], what)
+    inner = part.get(kind)
+    if isinstance(inner, dict):
+        return parse_calls({"id": inner.get("toolUseId"), **inner}, what)
     if "name" not in part and "function" not in part:
         return parse_calls(_part_text(part, where), what)
     return parse_calls(part, what)
@@ -108,15 +116,23 @@ def _to_result(part: dict[str, Any], kind: str, where: str, options: RecordOptio
     message: Message = {"role": "tool"}
     if isinstance(inner.get("name"), str):
         message["name"] = inner["name"]
-    call = inner.get("tool_use_id", inner.get("tool_call_id"))
+    call = next((inner[key] for key in _KEYS_OF_CALL_IDS if key in inner), None)
     if isinstance(call, str):
         message["tool_call_id"] = call
     if isinstance(content, list):
-        (message,) = from_parts(message, content, f"the result in {where}", options)
+        parts = [_from_json_part(item) for item in content]
+        (message,) = from_parts(message, parts, f"the result in {where}", options)
     else:
         text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
         message["content"] = text
     return message
+
+
+def _from_json_part(part: Any) -> Any:
+    """Return a part of a result with its text, if it is an object in a part of Bedrock."""
+    if isinstance(part, dict) and part.keys() == {"json"}:
+        return {"text": json.dumps(part["json"], ensure_ascii=False)}
+    return part
 
 
 def _unsupported(part: dict[str, Any], kind: Any, where: str) -> InvalidRecord:

@@ -89,14 +89,15 @@ def keys_of(format_name: str, options: RecordOptions) -> frozenset[str]:
 def detect_format(record: Record, options: RecordOptions) -> str | None:
     """Return the first format in FORMATS with all of its keys in the record, or None.
 
-    A key whose value is null is absent.
+    A key whose value is null is absent. No format has turns in columns, so a transform is needed.
     """
     if options.renames:
         record = rename_keys(dict(record), options.renames)
     for name, kind in FORMATS.items():
         values = [record.get(key) for key in keys_of(name, options)]
         if None not in values and (kind.fits is None or all(map(kind.fits, values))):
-            return name
+            has_columns = kind.kind == "conversation" and isinstance(values[0], dict)
+            return None if has_columns else name
     return None
 
 

@@ -116,7 +116,8 @@ def _parse_turns(value: Any, name: str) -> list[Any]:
             ) from error
     if not isinstance(value, list):
         what = describe_json_type(value)
-        what = what if value is None else f"{what}, not a list of messages"
+        if value is not None:
+            what += ', not a list of messages such as {"role": "user", "content": "..."}'
         raise InvalidRecord("bad_row", f'"{name}" is {what}')
     if not value:
         raise InvalidRecord("bad_row", f'"{name}" has no message')

@@ -1,7 +1,8 @@
 """Hashes of records: to find duplicates, and to hold records out.
 
-1. A record is what its format reads of it, or the values of the keys that the user named. Ids,
-   dates and scores differ between records that are trained on alike.
+1. A record is what its format reads of it, or the values of the keys that the user named; of these,
+   turns with calls are what is read of them. Ids, dates and scores differ between records that are
+   trained on alike.
 2. It is read as for a template that shows everything, so that the hash does not depend on the
    tokenizer. Of a message, only keys count that some template is known to show, or that this one
    mentions. The ids of calls are replaced by their positions in the conversation, or removed where
@@ -11,6 +12,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import re
@@ -24,12 +26,13 @@ from numpy.typing import NDArray
 from sftprep.core.omissions import NO_COMPARED_KEY
 from sftprep.core.types import Counts, Example, Message, PretokenizedRow
 from sftprep.records.formats import record_reader
+from sftprep.records.messages import read_messages
 from sftprep.records.options import InvalidRecord, Record, RecordOptions, parse_exactly
 from sftprep.records.roles import SHOWN_KEYS
 from sftprep.records.switches import SWITCH_KEYS
 from sftprep.sources.readers.jsonl import parse_line, split_lines
 
-HASHES_VERSION = 2
+HASHES_VERSION = 3
 """Incremented when the same record has another hash than before, so that hashes of older spills are
 not compared with new ones."""
 
@@ -61,6 +64,7 @@ class RecordHasher:
             shown_roles=RecordOptions().shown_roles,
         )
         self._read, self._keys = record_reader(format_name, options), keys
+        self._options = options
         self._words = frozenset(re.findall(r"\w+", template))
 
     def hash_records(
@@ -102,11 +106,23 @@ class RecordHasher:
 
     def _to_bytes(self, record: Record, line: bytes) -> bytes:
         if any(record.get(key) is not None for key in self._keys):
-            return _write([record.get(key) for key in self._keys])
+            return _write([self._compared_value(record.get(key), key) for key in self._keys])
         try:
             return _write(self._content_of(self._read(record, 0)))
         except InvalidRecord:  # the templates that show everything differ from this
             return _write(_parse(line))  # reading may have changed the record
+
+    def _compared_value(self, value: Any, key: str) -> Any:
+        """Return the value of a key that the user named; turns with calls are without their ids."""
+        if not (isinstance(value, list) and value and all(isinstance(t, dict) for t in value)):
+            return value
+        try:
+            messages = read_messages(copy.deepcopy(value), key, self._options)
+        except InvalidRecord:  # they are not turns
+            return value
+        if not _have_calls(messages):
+            return value
+        return [self._shown(message) for message in _number_calls(messages)]
 
     def _content_of(self, example: Example) -> dict[str, Any]:
         content = {
@@ -143,7 +159,7 @@ def _number_calls(messages: list[Message]) -> list[Message]:
     Example:
         ids of calls: "x7", "x9", ids of results: "x9", "x7"  ->  0, 1 and 1, 0
     """
-    if not any(message.get("tool_calls") or "tool_call_id" in message for message in messages):
+    if not _have_calls(messages):
         return messages
     number_of: dict[str, int] = {}
     numbers_of_calls: list[int | None] = []
@@ -175,6 +191,11 @@ def _number_calls(messages: list[Message]) -> list[Message]:
     if are_named and numbers_of_results != numbers_of_calls[: len(numbers_of_results)]:
         return numbered
     return [_without_ids(message) for message in numbered]
+
+
+def _have_calls(messages: list[Message]) -> bool:
+    """Return whether a message has calls, or is the result of a call."""
+    return any(message.get("tool_calls") or "tool_call_id" in message for message in messages)
 
 
 def _without_ids(message: Message) -> Message:

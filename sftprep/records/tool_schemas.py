@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from sftprep.core.json_values import describe_json_type
 from sftprep.core.types import function_of
 from sftprep.records.options import InvalidRecord, RecordOptions, parse_if_string
 
@@ -23,6 +24,10 @@ _TYPES = {
     **{"list": "array", "tuple": "array", "set": "array", "dict": "object"},
 }
 """Names of types in Python, and those of JSON Schema."""
+_LIST_OF_TOOLS = (
+    'a list of tool schemas, such as [{"type": "function", "function": {"name": "f",'
+    ' "description": "...", "parameters": {...}}}]'
+)
 _OPTIONAL = re.compile(r"\s*,\s*optional\b.*", re.IGNORECASE | re.DOTALL)
 """The end of the type of an optional parameter in a docstring of Python."""
 _GENERIC = re.compile(r"(\w+)\[(.+)\]", re.DOTALL)
@@ -32,8 +37,8 @@ _GEMINI_TYPES = frozenset({"STRING", "NUMBER", "INTEGER", "BOOLEAN", "ARRAY", "O
 def read_tools(tools: Any) -> list[Any] | None:
     """Return tool schemas as objects, whether they are objects or JSON strings.
 
-    An empty list becomes None, because templates distinguish the two. The tools of Gemini and
-    Bedrock, whose layouts no template knows, become those of OpenAI.
+    An empty list becomes None, because templates distinguish the two. A single tool is a list of
+    one. The tools of Gemini and Bedrock, whose layouts no template knows, become those of OpenAI.
 
     Raises:
         InvalidRecord: The tools are not a list, or JSON text that is not valid.
@@ -43,15 +48,22 @@ def read_tools(tools: Any) -> list[Any] | None:
     tools = parse_if_string(tools, '"tools"')
     if tools is None:
         return None
-    if isinstance(tools, dict) and _find_declarations(tools) is not None:
+    if isinstance(tools, dict) and (_find_declarations(tools) is not None or _is_tool(tools)):
         tools = [tools]
     if not isinstance(tools, list):
-        raise InvalidRecord("bad_tool", '"tools" is not a list of tool schemas')
+        what = describe_json_type(tools)
+        raise InvalidRecord("bad_tool", f'"tools" is {what}, not {_LIST_OF_TOOLS}')
     return [
         read
         for tool in tools
         for read in _from_cloud_layout(parse_if_string(tool, "a tool schema"))
     ] or None
+
+
+def _is_tool(value: dict[str, Any]) -> bool:
+    """Return whether an object is a tool, as opposed to an object of tools by name."""
+    function = value.get("function", value)
+    return isinstance(function, dict) and isinstance(function.get("name"), str)
 
 
 def read_functions(functions: Any) -> list[Any] | None:

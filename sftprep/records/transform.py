@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.core.json_values import describe_json_type
-from sftprep.core.repeated_keys import find_repeated_keys
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import escape_control, first_line
 from sftprep.records.options import (
@@ -32,7 +31,7 @@ from sftprep.records.options import (
     rename_keys,
     repeated_key_error,
 )
-from sftprep.sources.readers.jsonl import excerpt, parse_line, split_lines
+from sftprep.sources.readers.jsonl import excerpt, parse_line, parse_lines, split_lines
 from sftprep.sources.readers.to_jsonl import iter_lines
 
 _MOST_REASONS = 50
@@ -152,9 +151,7 @@ def transform_lines(data: bytes, functions: RecordFunctions) -> TransformedLines
     line_of: list[int] = []
     # Two results of a record add one to the records of the ledger.
     extra = "extra.transform" if functions.formatting is None else "extra.texts"
-    records = [parse_line(line, number) for number, line in enumerate(lines)]
-    repeated_keys = find_repeated_keys(data, lines, records)
-    for number, (line, record) in enumerate(zip(lines, records, strict=True)):
+    for number, line, record, repeated_key in parse_lines(data, lines):
         if record is None:
             output.counts["blank"] += 1
             continue
@@ -163,8 +160,8 @@ def transform_lines(data: bytes, functions: RecordFunctions) -> TransformedLines
             if isinstance(record, Rejected):
                 output.rejected.append(record)
                 continue
-            if number in repeated_keys:
-                raise repeated_key_error(repeated_keys[number])
+            if repeated_key is not None:
+                raise repeated_key_error(repeated_key)
             results = list(functions.apply(parse_exactly(line, record)))
         except InvalidRecord as problem:
             output.rejected.append(Rejected(number, 0, problem.reason, str(problem), excerpt(line)))

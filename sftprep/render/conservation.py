@@ -15,9 +15,8 @@ check:
    sentinel. Records of the same shape (roles, kinds of leaves, keys of arguments) share this
    rendering.
 
-Cost: where a template is compiled, a content that is written unchanged is the same object in the
-list of rendered pieces, and a record whose contents are all found this way is done after one
-dictionary lookup per message. The tests compare the check with sentinels that transformers renders.
+Cost: most records need no check, because all of their contents are among the rendered pieces
+(`unchanged_contents.py`). The tests compare the check with sentinels that transformers renders.
 """
 
 from __future__ import annotations
@@ -151,25 +150,38 @@ class ConservationCheck:
             unread_texts: Texts of its turns that are under keys without a known meaning.
         """
         missing = self._find_leaf_omissions(conversation, text, pieces, written_as_json)
-        is_shown = all_occur(unread_texts, [text])
-        if unread_texts and is_shown:
-            is_shown = self._shows_unread_keys(conversation, unread_texts)
-        return missing if is_shown else missing | Omissions(frozenset({KEY}))
+        ends = [len(conversation.messages)]
+        if unread_texts and not self.shows_unread_keys(conversation, ends, unread_texts, [text]):
+            missing |= Omissions(frozenset({KEY}))
+        return missing
 
-    def _shows_unread_keys(self, conversation: Conversation, unread_texts: Sequence[str]) -> bool:
+    def shows_unread_keys(
+        self,
+        conversation: Conversation,
+        ends: Sequence[int],
+        unread_texts: Sequence[str],
+        rendered: Sequence[str],
+    ) -> bool:
         """Return whether the template writes the texts under keys without a known meaning.
 
-        The text may contain them by chance, as the template writes words and numbers of its own.
+        Args:
+            conversation: The conversation.
+            ends: The number of its first messages in each of its renderings.
+            unread_texts: The texts.
+            rendered: The renderings. They may contain the texts by chance, as the template writes
+                words and numbers of its own.
         """
+        if not all_occur(unread_texts, rendered):
+            return False
         copy = UnreadCopy(unread_texts)
         messages = [copy.copy_message(message) for message in conversation.messages]
         if not copy.sentinels:  # no message has such a key, unless it is one of a part
             return any(isinstance(message.get("content"), list) for message in messages)
         try:
-            text = self._render(conversation._replace(messages=messages))
+            texts = [self._render(conversation._replace(messages=messages[:end])) for end in ends]
         except Exception:  # a template may refuse the sentinels for any reason
             return True
-        return all(sentinel in text for sentinel in copy.sentinels)
+        return all(any(sentinel in text for text in texts) for sentinel in copy.sentinels)
 
     def _find_leaf_omissions(
         self,
@@ -296,27 +308,6 @@ class ConservationCheck:
             self._sentinels_by_shape[shape] = rendering
             self._characters_kept += 0 if rendering is None else len(rendering.structure)
         return rendering
-
-
-def are_written_unchanged(messages: Sequence[Message], pieces: Sequence[str]) -> bool:
-    """Return whether each message has only a role and a content written unchanged.
-
-    The contents must be among the pieces, in the order of the messages.
-
-    It is called for every record, so it does as little as possible.
-    """
-    written = map(id, pieces)  # each search resumes after the piece that the last one found
-    for message in messages:
-        content = message.get("content")
-        # Single characters and the empty string are the same object everywhere.
-        if (
-            len(message) != 2
-            or type(content) is not str
-            or len(content) < 2
-            or id(content) not in written
-        ):
-            return False
-    return True
 
 
 # --- search ---------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ from sftprep.render.conservation import (
     ConservationCheck,
     Conversation,
     Omissions,
-    are_written_unchanged,
 )
 from sftprep.render.reasoning import (
     find_ends,
@@ -33,8 +32,10 @@ from sftprep.render.reasoning import (
     insert_into_pieces,
     insert_into_text,
     is_reasoning_shown,
+    is_text_with_call_shown,
     without_reasoning,
 )
+from sftprep.render.unchanged_contents import UnchangedContents
 
 
 class ConversationRenderer:
@@ -51,6 +52,7 @@ class ConversationRenderer:
         self._recipe = recipe
         self._keeps_reasoning = recipe.reasoning == "keep"
         self._count_anchors = count_anchors
+        self._unchanged = UnchangedContents()
         self._shown_reasoning: dict[bool, bool] = {}  # by whether the reasoning is in tags
         self._ends: dict[ChatTemplate, tuple[str, str]] = {}  # of turns; see `find_ends`
 
@@ -111,9 +113,10 @@ class ConversationRenderer:
         if type(rendering) is RenderedPieces:
             pieces = rendering.pieces
             if (
-                example.tools is None
+                example.bare
+                and example.tools is None
                 and not example.unread_texts
-                and are_written_unchanged(messages, pieces)
+                and self._unchanged.has_all(messages, pieces)
             ):
                 return NO_OMISSIONS
         else:
@@ -124,6 +127,18 @@ class ConversationRenderer:
             pieces,
             template.written_as_json,
             example.unread_texts,
+        )
+
+    def shows_unread_keys(
+        self, example: Example, messages: list[Message], ends: list[int], rendered: list[str]
+    ) -> bool:
+        """Return whether renderings of the first messages show the unread texts of an example.
+
+        See `ConservationCheck.shows_unread_keys`.
+        """
+        conversation = Conversation(messages, example.tools, example.template_kwargs)
+        return not example.unread_texts or self._conservation.shows_unread_keys(
+            conversation, ends, example.unread_texts, rendered
         )
 
     def can_show_reasoning(self, messages: list[Message]) -> bool:
@@ -137,15 +152,23 @@ class ConversationRenderer:
 
     def _shows_reasoning(self, in_tags: bool) -> bool:
         if in_tags not in self._shown_reasoning:
-            # A template of its own, since its renderings are not those of records.
-            template = self._recipe.template()
-            assert template is not None
-
-            def render(messages: list[Message]) -> str:
-                return to_rendered(self._render(template, messages, Example(0), False)).text
-
-            self._shown_reasoning[in_tags] = is_reasoning_shown(render, in_tags=in_tags)
+            self._shown_reasoning[in_tags] = is_reasoning_shown(self._render_probe, in_tags=in_tags)
         return self._shown_reasoning[in_tags]
+
+    @cached_property
+    def can_show_text_with_call(self) -> bool:
+        """Whether the template shows the text alongside a call at all."""
+        return is_text_with_call_shown(self._render_probe)
+
+    def _render_probe(self, messages: list[Message]) -> str:
+        return to_rendered(self._render(self._probed, messages, Example(0), False)).text
+
+    @cached_property
+    def _probed(self) -> ChatTemplate:
+        # A template of its own, since its renderings are not those of records.
+        template = self._recipe.template()
+        assert template is not None
+        return template
 
     def count_unread_variables(
         self, example: Example, template: ChatTemplate, counts: Counts

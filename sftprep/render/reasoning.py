@@ -45,6 +45,7 @@ _OPENING = re.compile(r"<think(?:ing)?>\s*\Z")
 _MOST_RENDERED = 100_000
 """The largest sum of the messages of all renderings of one conversation."""
 _WORD = "Zz3mabe"
+_CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
 """A content that occurs in no template."""
 
 
@@ -148,17 +149,37 @@ def is_reasoning_shown(render: Callable[[list[Message]], str], *, in_tags: bool)
         render: Renders messages, or raises TemplateError.
         in_tags: Whether the reasoning is in the content, and not under a key.
     """
-    question = {"role": "user", "content": "Qq7kuza"}
     answer: Message = {"role": "assistant", "content": "Qq8vitu"}
     if in_tags:
         answer["content"] = f"<think>\n{_WORD}\n</think>\n\nQq8vitu"
     else:
         answer |= dict.fromkeys(REASONING_KEYS, _WORD)
-    call = {"type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
+    return _is_word_shown(render, [answer, {**answer, "tool_calls": [_CALL]}])
+
+
+def is_text_with_call_shown(render: Callable[[list[Message]], str]) -> bool:
+    """Return whether a template shows the text alongside a call in the last turn.
+
+    Some templates show only that of the first call. One that rejects the probe may show it.
+    """
+    earlier: list[Message] = [
+        {"role": "assistant", "content": "Qq8vitu", "tool_calls": [_CALL]},
+        {"role": "tool", "name": "f", "content": "Qq9wolo"},
+        {"role": "assistant", "content": "Qq5rifa"},
+        {"role": "user", "content": "Qq6tebo"},
+    ]
+    turn = {"role": "assistant", "content": _WORD, "tool_calls": [_CALL]}
+    return _is_word_shown(render, [turn], earlier)
+
+
+def _is_word_shown(
+    render: Callable[[list[Message]], str], turns: list[Message], earlier: Sequence[Message] = ()
+) -> bool:
+    """Return whether a turn with the word of the probes is shown, or each one is rejected."""
     texts: list[str] = []
-    for turn in (answer, {**answer, "tool_calls": [call]}):
+    for turn in turns:
         with suppress(TemplateError):
-            texts.append(render([question, turn]))
+            texts.append(render([{"role": "user", "content": "Qq7kuza"}, *earlier, turn]))
     return not texts or any(_WORD in text for text in texts)
 
 

@@ -6,7 +6,7 @@ Conversations are rendered by a template; other texts get their end token.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 from sftprep.chat_template.assistant_spans import Unproven, is_assistant
@@ -16,14 +16,16 @@ from sftprep.core.omissions import (
     KEY,
     LAST_REASONING,
     NO_REASONING,
+    NO_TEXT_WITH_CALL,
     OMISSION_KINDS,
     REASONING,
     REASONING_LEFT,
+    TEXT_WITH_CALL,
 )
 from sftprep.core.types import Counts, Example, Message, Rejected
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
-from sftprep.render.conservation import NO_OMISSIONS, Omissions, all_occur
+from sftprep.render.conservation import NO_OMISSIONS, Omissions
 from sftprep.render.conversations import ConversationRenderer
 from sftprep.render.escaping import ContentEscaper
 from sftprep.render.reasoning import (
@@ -72,7 +74,7 @@ class Renderer:
         rejected: list[Rejected],
         counts: Counts,
         *,
-        watch: bool = False,
+        watched: Container[int] = (),
     ) -> RenderedBatch:
         """Render examples.
 
@@ -80,8 +82,8 @@ class Renderer:
             examples: The examples.
             rejected: Receives the examples that the template rejects, or whose mask is not proven.
             counts: Receives counts of warnings and masks.
-            watch: Whether any example may spell special tokens, which are then counted, or marked
-                to become plain text.
+            watched: The lines of the examples that may spell special tokens, which are then
+                counted, or marked to become plain text.
         """
         # The path that a record takes must not depend on earlier batches, so each batch gets a new
         # finder.
@@ -92,8 +94,10 @@ class Renderer:
             batch.literals = self._finder.literals
         for example in examples:
             try:
-                if watch:
+                if example.line in watched:
                     batch.mark = self._escaper.escape(example, counts)
+                else:
+                    batch.mark = None
                 if example.messages is not None:
                     renderer = (example.tools and self._for_tools) or self
                     renderer._add_chat(example, example.messages, batch, rejected, counts)
@@ -234,6 +238,8 @@ class Renderer:
             example.messages or []
         ):
             counts.warn(NO_REASONING, example.line)
+        if TEXT_WITH_CALL in omissions.kinds and not self._chats.can_show_text_with_call:
+            counts.warn(NO_TEXT_WITH_CALL, example.line)
         batch.omission_lines.append(example.line)
         return False
 
@@ -344,7 +350,8 @@ class Renderer:
                 spans = self._turns.spans_of(rendered, messages[: number + 1], [number])
                 rendered = Rendered(rendered.text, tuple((first, last) for first, last, _ in spans))
             turns.append((rendered, prompt.text, weights[number]))
-        if not all_occur(example.unread_texts, [rendered.text for rendered, _, _ in turns]):
+        ends, texts = [number + 1 for number in targets], [turn[0].text for turn in turns]
+        if not self._chats.shows_unread_keys(example, messages, ends, texts):
             omissions |= Omissions(frozenset({KEY}))
         if omissions.kinds and self._reject_or_count(example, omissions, batch, rejected, counts):
             return

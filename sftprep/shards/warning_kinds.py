@@ -10,9 +10,11 @@ from sftprep.core.omissions import (
     LAST_REASONING,
     NO_COMPARED_KEY,
     NO_REASONING,
+    NO_TEXT_WITH_CALL,
     OMISSION_KINDS,
     REASONING,
     REASONING_LEFT,
+    TEXT_WITH_CALL,
     VARIABLE_NOT_READ,
 )
 from sftprep.errors import (
@@ -51,6 +53,18 @@ KINDS: dict[str, _Kind] = {
         "the template shows no reasoning in any turn",
         f"specify a template that shows reasoning with {setting('chat_template', 'FILE')}, or"
         " accept that it is not trained",
+    ),
+    TEXT_WITH_CALL: _Kind(
+        "record",
+        f"the chat template drops {OMISSION_KINDS[TEXT_WITH_CALL]}, which is missing from the"
+        " tokens",
+        f"{setting('reasoning', 'keep')} keeps that of earlier turns",
+    ),
+    NO_TEXT_WITH_CALL: _Kind(
+        "record",
+        "the template does not show such text in the last turn either",
+        f"specify a template that shows it with {setting('chat_template', 'FILE')}, or accept that"
+        " it is not trained",
     ),
     LAST_REASONING: _Kind(
         "record",
@@ -209,6 +223,9 @@ def data_warnings(manifest: Manifest) -> list[DataWarning]:
         found.get(NO_REASONING),
     ):
         needs_other_remedy.add(REASONING)
+    has_mode = manifest.config.get("reasoning", "template") != "template"
+    if has_mode or found.get(TEXT_WITH_CALL) == found.get(NO_TEXT_WITH_CALL):
+        needs_other_remedy.add(TEXT_WITH_CALL)
     if manifest.config.get("escape_special"):
         needs_other_remedy.add("special_token_in_content")
     if num_reasoning == found.get(NO_REASONING):

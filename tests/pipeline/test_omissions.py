@@ -170,6 +170,45 @@ def test_the_advice_for_missing_reasoning_helps_with_the_template(
     assert [flag for text in reasons for flag in flags if flag in text] == advised
 
 
+SHOWS_TEXT_OF_LAST = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last or not m.tool_calls %}"
+    "{{ m.content }}{% endif %}{% for c in m.tool_calls or [] %}{{ c.function.name }} "
+    "{{ c.function.arguments | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "settings", "advised"),
+    [
+        (SHOWS_TEXT_OF_LAST, {}, ["--reasoning keep"]),
+        (SHOWS_TEXT_OF_LAST, {"reasoning": "drop"}, []),
+        (SHOWS_TEXT_OF_LAST.replace("loop.last or", ""), {}, ["--chat-template FILE"]),
+    ],
+)
+def test_the_advice_for_missing_text_alongside_calls_helps_with_the_template(
+    template: str,
+    settings: Any,
+    advised: list[str],
+    records: Any,
+    folder_with: Any,
+    tmp_path: Path,
+) -> None:
+    talk = [QUESTION, calling("Let me look at the harbour.", harbour="Husum"), RESULT, ANSWER]
+    data, tokenizer = records([{"messages": talk}]), folder_with(template)
+
+    def warnings_with(**settings: Any) -> list[str]:
+        output = tmp_path / str(settings)
+        report = sftprep.build(data, tokenizer=tokenizer, output=output, workers=1, **settings)
+        return [warning.render(FlagNames()) for warning in data_warnings(report.manifest)]
+
+    texts = warnings_with(**settings)
+    assert "drops the text alongside" in texts[0]
+    flags = ("--reasoning keep", "--chat-template FILE")
+    assert [flag for text in texts for flag in flags if flag in text] == advised
+    if advised == ["--reasoning keep"]:
+        assert not any("alongside" in text for text in warnings_with(reasoning="keep"))
+
+
 @pytest.mark.parametrize(
     ("variables", "number"),
     [
@@ -264,10 +303,7 @@ def test_ids_dates_and_numbers_of_messages_need_not_be_shown(build: Any, extra: 
 def test_text_with_a_call_is_judged_in_the_sequence_of_its_turn(
     records: Any, folder_with: Any, tmp_path: Path
 ) -> None:
-    shows_last = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last or not m.tool_calls %}"
-        "{{ m.content }}{% endif %}{% for c in m.tool_calls or [] %}{{ c.function.name }} "
-        "{{ c.function.arguments | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+    shows_last = SHOWS_TEXT_OF_LAST + (
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     talk = [QUESTION, calling("Let me look at the harbour.", harbour="Husum"), RESULT, ANSWER]

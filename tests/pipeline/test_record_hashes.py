@@ -113,6 +113,16 @@ def test_records_that_differ_in_what_no_format_reads_are_duplicates(rows, tokeni
     assert sum(manifest.accounting.left_out.values()) == 1
 
 
+@pytest.mark.parametrize("rows", [EQUAL[0], EQUAL[1], EQUAL[2]])
+def test_ids_of_calls_are_not_among_the_keys_that_are_compared(rows, tokenizer_dir, tmp_path):
+    settings = {"duplicates": "drop", "duplicates_by": ["messages"]}
+    manifest = run(rows, tokenizer_dir, tmp_path / "o", **settings)
+    assert sum(manifest.accounting.left_out.values()) == 1
+    for k, different in enumerate(DIFFERENT[:2]):
+        manifest = run(different, tokenizer_dir, tmp_path / f"o{k}", **settings)
+        assert manifest.accounting.left_out == {}
+
+
 @pytest.mark.parametrize("rows", DIFFERENT)
 def test_records_that_differ_in_what_their_format_reads_are_kept(rows, tokenizer_dir, tmp_path):
     manifest = run(rows, tokenizer_dir, tmp_path / "o", duplicates="drop")

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftprep.core.repeated_keys import count_keys, count_keys_of_lines, find_repeated_key
+from sftprep.sources.readers.jsonl import parse_lines
 from tests.semantics.conftest import CHATML
 from tests.semantics.prepared import prepare
 
@@ -114,7 +115,10 @@ def repeats(value: Any) -> bool:
     return isinstance(value, list) and any(map(repeats, value))
 
 
-@given(st.lists(objects(values), max_size=4), st.sampled_from(["", " ", "\t", "  "]))
+spaces = st.sampled_from(["", " ", "\t", "  "])
+
+
+@given(st.lists(objects(values), max_size=4), spaces)
 def test_repeated_keys_are_found_in_any_text(records: list[Any], space: str) -> None:
     lines = [dump(record, space) for record in records]
     counts = count_keys_of_lines("\n".join(lines).encode(), [line.encode() for line in lines])
@@ -124,3 +128,31 @@ def test_repeated_keys_are_found_in_any_text(records: list[Any], space: str) -> 
         assert number >= count_keys(parsed) + repeats(record)
         assert (find_repeated_key(line, parsed) is not None) == repeats(record)
         assert (find_repeated_key(line, parsed, number) is not None) == repeats(record)
+
+
+@given(
+    st.lists(
+        st.tuples(objects(values) | st.lists(objects(values), min_size=1, max_size=2), spaces),
+        max_size=6,
+    ),
+    st.integers(0, 200),
+)
+def test_lines_with_repeated_keys_are_found_among_other_lines(
+    records: list[tuple[Any, str]], number_before: int
+) -> None:
+    usual = [f'{{"messages":[{TURNS}],"source":"a: \\" :b"}}'] * number_before
+    lines = [*usual, *(dump(record, space) for record, space in records), "", "{"]
+    data = "\n".join(lines).encode()
+    found = [key is not None for _, _, _, key in parse_lines(data, data.split(b"\n"))]
+    assert found == [
+        *([False] * number_before),
+        *(repeats(record) for record, _ in records),
+        False,
+        False,
+    ]
+
+
+def test_a_key_before_a_space_does_not_hide_a_repeated_key(folder_with: Any) -> None:
+    line = f'{{"messages" :[{TURNS}],"id":"a","id":"b"}}'
+    batch = prepare([line], folder_with(CHATML)).batch
+    assert [record.reason for record in batch.rejected] == ["repeated_key"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from benchmarks.conservation import templates_of_trl
+from sftprep.records.formats import read_record
+from sftprep.records.options import InvalidRecord, RecordOptions
 from sftprep.records.tool_schemas import read_tools, to_json_schema
 from tests.semantics.conftest import CHATML
 from tests.semantics.prepared import prepare
@@ -183,6 +186,42 @@ def test_tools_of_bedrock_are_read() -> None:
     ]
 
 
+def test_a_single_tool_is_a_list_of_one() -> None:
+    flat, nested = tool({}), {"type": "function", "function": tool({})}
+    for single in (flat, nested):
+        assert read_tools(single) == read_tools(json.dumps(single)) == [single]
+    with pytest.raises(InvalidRecord, match=r'an object, not a list of .* \[\{"type": "function"'):
+        read_tools({"tide": {"description": "High water"}})
+
+
+def test_parts_of_bedrock_are_read(folder_with: Any) -> None:
+    call = {"toolUseId": "t1", "name": "tide", "input": {"city": "Husum"}}
+    result = {"toolUseId": "t1", "content": [{"text": "Noon."}, {"json": {"level": 3}}]}
+    thought = {"reasoningText": {"text": "It is noon.", "signature": "x"}}
+    turns = [
+        {"role": "user", "content": [{"text": "When?"}]},
+        {"role": "assistant", "content": [{"text": "Let me look."}, {"toolUse": call}]},
+        {"role": "user", "content": [{"toolResult": result}]},
+        {"role": "assistant", "content": [{"reasoningContent": thought}, {"text": "At noon."}]},
+    ]
+    example = read_record({"messages": turns}, 0, "messages", RecordOptions())
+    function = {"name": "tide", "arguments": {"city": "Husum"}}
+    assert example.messages == [
+        {"role": "user", "content": "When?"},
+        {
+            "role": "assistant",
+            "content": "Let me look.",
+            "tool_calls": [{"id": "t1", "type": "function", "function": function}],
+        },
+        {"role": "tool", "tool_call_id": "t1", "content": 'Noon.{"level": 3}'},
+        {"role": "assistant", "content": "At noon.", "reasoning_content": "It is noon."},
+    ]
+    assert example.unread_texts == ()
+    record = {"messages": turns, "toolConfig": {"tools": [{"toolSpec": {"name": "High tide"}}]}}
+    counts = prepare([record], folder_with(templates_of_trl()["qwen3"])).batch.counts
+    assert counts["warnings.column_not_read:toolConfig"] == 1
+
+
 @pytest.mark.parametrize(
     "tools",
     [[{"googleSearch": {}}], [{"functionDeclarations": [], "googleSearch": {}}], [{"toolSpec": 1}]],
@@ -255,7 +294,7 @@ def test_the_message_of_a_template_is_not_extended(folder_with: Any) -> None:
     [
         {"executableCode": {"language": "PYTHON", "code": "print(1)"}},
         {"codeExecutionResult": {"outcome": "OUTCOME_OK", "output": "1"}},
-        {"toolUse": {"name": "tide"}, "cachePoint": None},
+        {"guardContent": {"text": "a"}, "cachePoint": None},
     ],
 )
 def test_a_part_without_text_is_rejected_by_its_key(part: dict[str, Any], folder_with: Any) -> None:

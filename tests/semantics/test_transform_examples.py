@@ -233,6 +233,19 @@ def test_items_of_the_responses_api_become_messages_and_calls() -> None:
 def test_turns_in_columns_become_messages() -> None:
     columns = {"role": ["user", "assistant"], "content": ["ask", "so"]}
     assert turns_of({"log": columns}) == [("user", "ask"), ("assistant", "so")]
+    assert turns_of({"messages": columns, "text": "a b"}) == [("user", "ask"), ("assistant", "so")]
+
+
+def test_all_columns_of_turns_are_kept() -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    columns = {
+        "role": ["user", "assistant", "tool", "assistant"],
+        "content": ["ask", "", "3 m", "so"],
+        "tool_calls": [None, [call], None, None],
+    }
+    turns = read_suggested({"messages": columns})
+    assert [role for role, _ in turns] == columns["role"]
+    assert "'look'" in turns[1][1]
 
 
 @pytest.mark.parametrize("value", ["", "In it."])

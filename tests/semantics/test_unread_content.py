@@ -23,6 +23,9 @@ ASSISTANT = {"role": "assistant", "content": "Roter Sand it is."}
 HUMAN = {"from": "human", "value": "Name a tall lighthouse."}
 GPT = {"from": "gpt", "value": "Roter Sand it is."}
 NOTE = "keep it very short"
+WITH_ANSWERS = CHATML.replace(
+    "message['content']", "message['content'] + (message.answers or '')", 1
+)
 
 
 @pytest.fixture
@@ -287,6 +290,16 @@ def test_a_text_that_a_later_turn_shows_is_not_counted(folder_with: Any) -> None
     batch = prepare([{"messages": chat}], folder, reasoning="expand").batch
     assert len(batch.lengths) == 2
     assert not any("key_not_shown" in name for name in batch.counts)
+
+
+@pytest.mark.parametrize(("template", "is_shown"), [(CHATML, False), (WITH_ANSWERS, True)])
+@pytest.mark.parametrize("reasoning", ["template", "expand"])
+def test_a_word_that_another_turn_contains_is_not_shown(
+    template: str, is_shown: bool, reasoning: str, folder_with: Any
+) -> None:
+    chat = [USER, {**ASSISTANT, "content": "Yes. Simple.", "answers": "Simple."}, USER, ASSISTANT]
+    batch = prepare([{"messages": chat}], folder_with(template), reasoning=reasoning).batch
+    assert batch.counts.get("warnings.key_not_shown", 0) == (not is_shown)
 
 
 @pytest.mark.parametrize(

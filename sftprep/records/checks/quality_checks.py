@@ -10,7 +10,7 @@ first: turns of the user and the assistant that alternate, none of them empty.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -66,11 +66,9 @@ class QualityChecks:
         self._pattern = _pattern_of(words)
         self._pattern_with_media = _pattern_of(words | set(_PLACEHOLDERS))
 
-    def search_needed(self, data: ByteSearcher) -> bool:
-        """Return whether texts in lines of JSON may contain what makes them look wrong."""
-        return bool(self._words) and (
-            data.may_contain(self._words) or data.may_contain_parts(self._words)
-        )
+    def find_lines_to_search(self, data: ByteSearcher) -> Container[int]:
+        """Return the lines of JSON with texts that may contain what makes them look wrong."""
+        return data.find_lines(self._words) if self._words else ()
 
     def check(self, example: Example, record: Record, counts: Counts, *, search: bool) -> None:
         """Check an example.
@@ -79,7 +77,7 @@ class QualityChecks:
             example: The example.
             record: The record that it was made from.
             counts: Receives the warnings.
-            search: The result of `search_needed` for the lines that include the record.
+            search: Whether the line of the record is one of `find_lines_to_search`.
 
         Raises:
             InvalidRecord: A tool call cannot be used, or the conversation looks wrong and such
@@ -98,7 +96,7 @@ class QualityChecks:
         roles = tuple(map(_ROLE, messages))
         find_problem = _known_order_problem if len(roles) <= _MOST_ROLES_KEPT else _order_problem
         problem = find_problem(roles)
-        if problem is None and not (all(contents) and not _any_is_whitespace(contents)):
+        if problem is None and not _are_filled(contents):
             problem = _empty_problem(messages, contents)
         if problem is None and (search or not _MEDIA_KEYS.isdisjoint(record)):
             problem = self._special_problem(example, contents, record)
@@ -188,11 +186,12 @@ def _turn_problem(number: int, previous_role: str | None, role: str) -> _Problem
     return None
 
 
-def _any_is_whitespace(contents: Sequence[Any]) -> bool:
+def _are_filled(contents: Sequence[Any]) -> bool:
+    """Return whether all contents are strings that are more than whitespace."""
     try:
-        return True in map(str.isspace, contents)
+        return all(map(str.strip, contents))
     except TypeError:  # a content that is not a string
-        return any(isinstance(content, str) and content.isspace() for content in contents)
+        return False
 
 
 def _empty_problem(messages: list[Message], contents: Sequence[Any]) -> _Problem | None:

@@ -32,7 +32,7 @@ _MEANINGFUL = (
 _MEANINGFUL_WORDS = frozenset(
     {
         *("reasoning", "thinking", "thought", "thoughts", "cot", "rationale"),
-        *("explanation", "system", "document", "documents"),
+        *("explanation", "system", "document", "documents", "tool", "tools", "functions"),
     }
 )
 """Words of other such keys, such as `deepseek_reasoning`; their values must be text."""

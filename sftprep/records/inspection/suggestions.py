@@ -57,7 +57,11 @@ def unknown_format(file: str, record: Record, options: RecordOptions) -> FormatE
 
 
 def _wrong_types(record: Record) -> str:
-    """Return which values of a known pair of keys are neither text nor messages; "" if none."""
+    """Return which values of known keys are neither text nor messages; "" if none."""
+    kinds_of_chats = [kind for kind in FORMATS.values() if kind.kind == "conversation"]
+    for key in (key for kind in kinds_of_chats for key in kind.keys):
+        if isinstance(record.get(key), dict):
+            return f"; {key!r} is an object, not a list of messages"
     pair = find_pair(record)
     if pair is None:
         return ""

@@ -162,7 +162,11 @@ def _from_items(record: Record, options: RecordOptions) -> _Example | None:
 def _from_columns(record: Record, options: RecordOptions) -> _Example | None:
     """Return the example for turns in columns."""
     found = find_columns(record)
-    return None if found is None else _Example(column_lines(*found), [found[0]])
+    return (
+        None
+        if found is None
+        else _Example(column_lines(_value_at(record, found[0]), *found), [found[0]])
+    )
 
 
 def _from_nested_messages(record: Record, options: RecordOptions) -> _Example | None:

@@ -128,9 +128,25 @@ def find_columns(record: Record) -> tuple[Path, str, str] | None:
     return None
 
 
-def column_lines(path: Path, roles: str, contents: str) -> list[str]:
-    """Return the lines of an example for turns in columns."""
+def column_lines(columns: Record, path: Path, roles: str, contents: str) -> list[str]:
+    """Return the lines of an example for turns in columns.
+
+    Args:
+        columns: The columns.
+        path: Their path.
+        roles: The key of the roles.
+        contents: The key of the texts.
+    """
     turns = to_expression(path)
+    lengths = {len(column) if isinstance(column, list) else -1 for column in columns.values()}
+    if len(columns) > 2 and lengths == {len(columns[roles])}:  # with calls, for example
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        if roles_of(rows, RecordOptions()):
+            return [
+                f"turns = {turns}",
+                "rows = zip(*turns.values(), strict=True)",
+                'return {"messages": [dict(zip(turns, row, strict=True)) for row in rows]}',
+            ]
     return [
         f"turns = {turns}",
         'return {"messages": [',

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
 
+from sftprep.core.repeated_keys import count_keys_of_lines, find_repeated_keys
 from sftprep.core.types import Rejected
 from sftprep.sources.readers.lines import LARGEST_LINE
 from sftprep.sources.readers.to_jsonl import OPAQUE, UNUSABLE
 
 _BOM = b"\xef\xbb\xbf"
 _EXCERPT_LENGTH = 200
+_LINES_PARSED = 64
+"""Lines that are parsed at once: few enough that their values stay in the cache of the processor
+until they are read."""
 _OPAQUE_VALUE = re.compile(r'\{"' + re.escape(OPAQUE) + r'":"([^"]*)"\}')
+
+
+ParsedLine = tuple[int, bytes, dict[str, Any] | Rejected | None, str | None]
 
 
 def split_lines(data: bytes) -> list[bytes]:
@@ -59,6 +67,25 @@ def parse_line(line: bytes, number: int) -> dict[str, Any] | Rejected | None:
     return Rejected(
         number, 1, "bad_row", f"a record is a JSON object, not {_json_type(record)}", excerpt(line)
     )
+
+
+def parse_lines(data: bytes, lines: list[bytes]) -> Iterator[ParsedLine]:
+    """Yield the number of each line, the line, what it contains, and a repeated key.
+
+    See `parse_line`; the key is one that an object on the line has several times, or None.
+
+    Args:
+        data: The lines as one string of bytes.
+        lines: The result of `split_lines`.
+    """
+    num_keys = count_keys_of_lines(data, lines)
+    for first in range(0, len(lines), _LINES_PARSED):
+        part = slice(first, first + _LINES_PARSED)
+        records = [parse_line(line, number) for number, line in enumerate(lines[part], first)]
+        found = find_repeated_keys(lines[part], records, num_keys[part])
+        numbers = range(first, first + len(records))
+        keys = [found.get(number - first) for number in numbers]
+        yield from zip(numbers, lines[part], records, keys, strict=True)
 
 
 def excerpt(line: bytes | str, column: int = 1) -> str:

@@ -17,7 +17,7 @@ Cost: two encodings of the strings that contain special tokens, which are few. R
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -63,13 +63,13 @@ class SpecialTokenScanner:
         pairs = {token[:2] for token in tokens}
         self._starts = tuple(sorted(pairs if len(pairs) <= 3 else {pair[:1] for pair in pairs}))
 
-    def may_be_in(self, data: ByteSearcher) -> bool:
-        """Return whether lines of JSON may contain a special token.
+    def find_lines(self, data: ByteSearcher) -> Container[int]:
+        """Return the numbers of the lines of JSON that may contain a special token.
 
-        For most data the answer is False, and then no string of theirs needs to be searched. Parts
-        of a content, which are joined, may contain it together.
+        Strings of other lines need not be searched. Parts of a content, which are joined, may
+        contain a token together.
         """
-        return data.may_contain(self._tokens) or data.may_contain_parts(self._tokens)
+        return data.find_lines(self._tokens)
 
     def is_in(self, text: str) -> bool:
         """Return whether a string contains a special token."""
