@@ -84,20 +84,25 @@ def state(folder: Path) -> str | None:
 
 @pytest.fixture
 def small(monkeypatch, tmp_path, tokenizer_dir):
-    """A function that returns the settings of a build with several partitions and shards."""
-    monkeypatch.setattr(groups, "PARTITION_BYTES", 10_000)
-    source = tmp_path / "qa.jsonl"
-    source.write_bytes((EXAMPLES / "data" / "qa.jsonl").read_bytes())
+    """A function that returns the settings of a build with several partitions, shards and groups."""
+    monkeypatch.setattr(groups, "PARTITION_BYTES", 2_500)
+    lines = (EXAMPLES / "data" / "qa.jsonl").read_bytes().splitlines(keepends=True)
+    sources = []
+    for name, part in (("a", lines[:15]), ("b", lines[15:25])):
+        # Few records: a test builds them up to a hundred times.
+        sources.append(str(tmp_path / f"{name}.jsonl"))
+        Path(sources[-1]).write_bytes(b"".join(part))
 
     def config(output: Path, **settings) -> BuildConfig:
         fixed = {
             "tokenizer": str(tokenizer_dir),
             "max_length": 256,
-            "shard_tokens": 4_000,
+            "shard_tokens": 1_000,
+            "group_bytes": 1 << 16,
             "workers": 1,
             "encoder": "tokenizers",  # the only one that needs no process of its own
         }
-        return BuildConfig.of(inputs=str(source), output=str(output), **{**fixed, **settings})
+        return BuildConfig.of(inputs=tuple(sources), output=str(output), **{**fixed, **settings})
 
     return config
 

@@ -49,6 +49,15 @@ def chatml_dir(folder_with: Any) -> Path:
 
 
 @pytest.fixture
+def qwen3(folder_with: Any) -> Path:
+    """The template of Qwen3 with a small tokenizer, since the real one takes half a second to load.
+
+    Real tokenizers are tested in test_special.py, test_tools.py and test_turns.py.
+    """
+    return folder_with((QWEN3 / "chat_template.jinja").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
 def built(tokenizer_dir: Path, records: Any, tmp_path: Path, capsys: Any, caplog: Any) -> Any:
     """Run the command on records, and return its exit code and its output with its log."""
     from sftprep.cli import main
@@ -94,10 +103,10 @@ NEED_A_FLAG = {
 @needs_shared
 @pytest.mark.parametrize("shape", shapes(), ids=lambda shape: shape["shape"])
 def test_a_public_shape_is_read_or_the_error_names_the_flag(
-    shape: Any, records: Any, tmp_path: Path
+    shape: Any, records: Any, tmp_path: Path, qwen3: Path
 ) -> None:
     path = records(shape["records"])
-    settings = {"tokenizer": str(QWEN3), "output": tmp_path / "o", "workers": 1}
+    settings = {"tokenizer": str(qwen3), "output": tmp_path / "o", "workers": 1}
     if shape["shape"] in NEED_A_FLAG:
         with pytest.raises(SftprepError) as caught:
             build(path, **settings)
@@ -106,7 +115,7 @@ def test_a_public_shape_is_read_or_the_error_names_the_flag(
         return
     build(path, **settings)
     rows = [row if isinstance(row, dict) else {"messages": row} for row in shape["records"]]
-    whole, trained = split_by_mask(prepare(rows, QWEN3))
+    whole, trained = split_by_mask(prepare(rows, qwen3))
     at = 0
     for string in shape["shown"]:
         assert string in whole[at:]
@@ -160,7 +169,7 @@ def test_a_developer_is_never_renamed(chatml_dir: Path) -> None:
 
 
 @needs_shared
-def test_parts_of_tools_become_calls_and_results() -> None:
+def test_parts_of_tools_become_calls_and_results(qwen3: Path) -> None:
     row = {
         "messages": [
             USER,
@@ -181,7 +190,7 @@ def test_parts_of_tools_become_calls_and_results() -> None:
             ASSISTANT,
         ]
     }
-    text = shown([row], QWEN3)
+    text = shown([row], qwen3)
     assert 'Look.\n<tool_call>\n{"name": "chart", "arguments": {"of": "Elbe"}}' in text
     assert "<tool_response>\n9 m\n</tool_response>" in text
     assert text.index("9 m") < text.index("So?")
@@ -212,9 +221,9 @@ def test_a_template_that_iterates_over_parts_receives_parts(folder_with: Any) ->
 
 @needs_shared
 @pytest.mark.parametrize("name", ["smolvlm", "idefics3", "llava_next"])
-def test_templates_of_vision_models_show_text(name: str) -> None:
+def test_templates_of_vision_models_show_text(name: str, qwen3: Path) -> None:
     template = SHARED / "tokenizers" / "_chat_templates_trl_1.16.0" / f"{name}.jinja"
-    made = prepare(lines_of("16"), QWEN3, chat_template=str(template), train_on="assistant")
+    made = prepare(lines_of("16"), qwen3, chat_template=str(template), train_on="assistant")
     assert "Name a lighthouse." in made.text()
     assert "Roter Sand." in made.trained()[0]
 
@@ -224,10 +233,11 @@ def test_templates_of_vision_models_show_text(name: str) -> None:
 
 @needs_shared
 @pytest.mark.parametrize("tokenizer", ["qwen3", "deepseek-v4", "smollm2", "mistral-v3"])
-def test_an_empty_list_of_calls_means_no_calls(tokenizer: str) -> None:
+def test_an_empty_list_of_calls_means_no_calls(tokenizer: str, folder_with: Any) -> None:
     rows = lines_of("03")
     plain = json.loads(json.dumps(rows).replace(', "tool_calls": []', ""))
-    folder = SHARED / "tokenizers" / tokenizer
+    template = SHARED / "tokenizers" / tokenizer / "chat_template.jinja"
+    folder = folder_with(template.read_text(encoding="utf-8"))
     made = prepare(rows, folder)
     assert made.batch.rejected == []
     expected = prepare(plain, folder).batch
@@ -243,17 +253,17 @@ def test_empty_tools_are_absent(chatml_dir: Path, tools: Any) -> None:
 
 
 @needs_shared
-def test_a_null_switch_is_absent() -> None:
-    made = prepare(lines_of("19"), QWEN3)
+def test_a_null_switch_is_absent(qwen3: Path) -> None:
+    made = prepare(lines_of("19"), qwen3)
     assert [len(made.trained(k)) for k in range(3)] == [1, 1, 1]
     assert made.trained(0)[0].startswith("im_start|>user\n") or "<|im_start|>" in made.text(0)
     assert made.trained(0) == made.trained(1)
 
 
 @needs_shared
-def test_a_null_key_of_another_layout_is_absent() -> None:
+def test_a_null_key_of_another_layout_is_absent(qwen3: Path) -> None:
     for rows in (lines_of("28"), lines_of("28")[::-1]):
-        made = prepare(rows, QWEN3)
+        made = prepare(rows, qwen3)
         assert made.batch.rejected == []
         assert "Husum." in made.text(0) + made.text(1)
         assert "Roter Sand." in made.text(0) + made.text(1)
@@ -308,25 +318,25 @@ def test_a_system_prompt_that_is_not_used_is_named(built: Any) -> None:
 
 
 @needs_shared
-def test_calls_of_the_older_openai_format_are_shown() -> None:
+def test_calls_of_the_older_openai_format_are_shown(qwen3: Path) -> None:
     for row in lines_of("12"):
-        made = prepare([row], QWEN3)
+        made = prepare([row], qwen3)
         assert '<tool_call>\n{"name": "tide_table", "arguments": {"harbour":' in made.text()
         assert "<tool_response>\nhigh water" in made.text()
         assert '"description": "High and low water for a harbour"' in made.text()
 
 
 @needs_shared
-def test_an_answer_alongside_messages_is_the_turn_of_the_assistant() -> None:
-    made = prepare(lines_of("15"), QWEN3, train_on="assistant")
+def test_an_answer_alongside_messages_is_the_turn_of_the_assistant(qwen3: Path) -> None:
+    made = prepare(lines_of("15"), qwen3, train_on="assistant")
     assert made.trained(0) == ["<think>\n91 is 7 times 13.\n</think>\n\nNo.<|im_end|>"]
 
 
 @needs_shared
-def test_reasoning_alongside_an_answer_is_shown_unless_it_is_a_mode() -> None:
+def test_reasoning_alongside_an_answer_is_shown_unless_it_is_a_mode(qwen3: Path) -> None:
     for row in ({"question": "a", "answer": "b"}, {"messages": [USER], "answer": "b"}):
-        assert "<think>\nhm, so\n</think>\n\nb" in shown([{**row, "reasoning": "hm, so"}], QWEN3)
-        assert "off" not in shown([{**row, "reasoning": "off"}], QWEN3)
+        assert "<think>\nhm, so\n</think>\n\nb" in shown([{**row, "reasoning": "hm, so"}], qwen3)
+        assert "off" not in shown([{**row, "reasoning": "off"}], qwen3)
 
 
 def test_an_answer_is_not_added_to_an_answered_conversation(chatml_dir: Path) -> None:
@@ -343,20 +353,20 @@ def test_prompts_without_any_answer_are_refused(built: Any) -> None:
 
 
 @needs_shared
-def test_tools_of_plain_records_are_shown_and_their_calls_are_calls() -> None:
+def test_tools_of_plain_records_are_shown_and_their_calls_are_calls(qwen3: Path) -> None:
     for settings in ({}, {"map": "query=instruction,answers=output"}):
-        made = prepare(lines_of("17"), QWEN3, **settings)
+        made = prepare(lines_of("17"), qwen3, **settings)
         assert '<tools>\n{"name": "tide_table"' in made.text()
         assert '<tool_call>\n{"name": "tide_table", "arguments"' in made.trained()[0]
 
 
 @needs_shared
-def test_other_names_of_switches_are_read() -> None:
+def test_other_names_of_switches_are_read(qwen3: Path) -> None:
     rows = lines_of("20")
     for made in (
-        prepare(rows[:3], QWEN3),
-        prepare(rows[:3], QWEN3, train_on="assistant"),
-        prepare(rows[3:], QWEN3),
+        prepare(rows[:3], qwen3),
+        prepare(rows[:3], qwen3, train_on="assistant"),
+        prepare(rows[3:], qwen3),
     ):
         for k in range(len(made)):
             (run,) = made.trained(k)
