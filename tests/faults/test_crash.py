@@ -84,11 +84,11 @@ def state(folder: Path) -> str | None:
 
 @pytest.fixture
 def small(monkeypatch, tmp_path, tokenizer_dir):
-    """A function that returns the settings of a build with several partitions, shards and groups."""
-    monkeypatch.setattr(groups, "PARTITION_BYTES", 2_500)
+    """A function that returns the settings of a build with several groups, slices and shards."""
+    monkeypatch.setattr(groups, "PARTITION_BYTES", 1_200)
     lines = (EXAMPLES / "data" / "qa.jsonl").read_bytes().splitlines(keepends=True)
     sources = []
-    for name, part in (("a", lines[:15]), ("b", lines[15:25])):
+    for name, part in (("a", lines[:9]), ("b", lines[9:15])):
         # Few records: a test builds them up to a hundred times.
         sources.append(str(tmp_path / f"{name}.jsonl"))
         Path(sources[-1]).write_bytes(b"".join(part))
@@ -97,7 +97,7 @@ def small(monkeypatch, tmp_path, tokenizer_dir):
         fixed = {
             "tokenizer": str(tokenizer_dir),
             "max_length": 256,
-            "shard_tokens": 1_000,
+            "shard_tokens": 600,
             "group_bytes": 1 << 16,
             "workers": 1,
             "encoder": "tokenizers",  # the only one that needs no process of its own
