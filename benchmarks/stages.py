@@ -38,8 +38,8 @@ from benchmarks.corpora import (
 from benchmarks.plots import plot_bars
 from sftprep.config import BuildConfig
 from sftprep.core.byte_search import ByteSearcher
-from sftprep.pipeline.preprocess import Preprocessor, preprocess, read_examples
-from sftprep.pipeline.setup import Setup, prepare_setup
+from sftprep.pipeline.passes.preprocess import Preprocessor, preprocess, read_examples
+from sftprep.pipeline.prepare.setup import Setup, prepare_setup
 from sftprep.sources.partition import cut, read_partition
 from sftprep.tokenize.encoders.gigatoken import load_gigatoken
 from sftprep.tokenize.encoders.reference import HfEncoder

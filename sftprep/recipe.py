@@ -1,7 +1,8 @@
 """The recipe of the sequences, independent of the bytes of a partition.
 
 It has everything else that the sequences depend on. It is plain data, which workers read from a
-file. The lengths to which sequences are cut are not part of it (`sftprep.pipeline.overlong`).
+file. The lengths to which sequences are cut are not part of it: see
+`sftprep.pipeline.passes.overlong`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ _NAMES: dict[type, str] = {
 
 
 def iter_leaves(value: Any, *, with_keys: bool = False) -> Iterator[Any]:
-    """Yield the values in a JSON value that are no arrays or objects, in order.
+    """Yield the values in a JSON value that are neither arrays nor objects, in order.
 
     Args:
         value: The value, nested as deeply as a parser allows: this does not recurse.

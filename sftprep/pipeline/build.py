@@ -22,18 +22,18 @@ from sftprep.pipeline.executors.base import Executor, check_sendable
 from sftprep.pipeline.executors.local import available_cores, make_executor
 from sftprep.pipeline.executors.ray_tasks import RayExecutor
 from sftprep.pipeline.groups.evaluation import join_evaluation
+from sftprep.pipeline.groups.ledgers import check_not_empty, check_rejected
 from sftprep.pipeline.groups.rounds import GroupProgress, count_rounds, run_rounds
 from sftprep.pipeline.groups.run import write_group
+from sftprep.pipeline.groups.selection import BuildSplit
 from sftprep.pipeline.groups.task import GroupDone, GroupTask
 from sftprep.pipeline.groups.tasks import make_tasks
-from sftprep.pipeline.inputs import check_unchanged
-from sftprep.pipeline.ledgers import check_not_empty, check_rejected
 from sftprep.pipeline.output.folder import OutputFolder, claim_output
 from sftprep.pipeline.output.root import make_manifest
-from sftprep.pipeline.selection import BuildSplit
-from sftprep.pipeline.setup import Setup, prepare_setup
-from sftprep.pipeline.shard_pass import Progress
-from sftprep.pipeline.tokenize_pass import load_preprocessors
+from sftprep.pipeline.passes.shard_pass import Progress
+from sftprep.pipeline.passes.tokenize_pass import load_preprocessors
+from sftprep.pipeline.prepare.inputs import check_unchanged
+from sftprep.pipeline.prepare.setup import Setup, prepare_setup
 from sftprep.recipe import RecipeFile, recipe_file
 from sftprep.records.inspection.source_reading import SourceReading
 from sftprep.shards.layout import EVAL_FOLDER, REJECTED_FOLDER
@@ -113,14 +113,12 @@ def build(
                 if executor is None:
                     executor = make_executor(workers, partial(load_preprocessors, recipes))
                     pool.callback(executor.close)
-                total = sum(_file_sizes(setup)) * count_rounds(tasks)
-                shown = GroupProgress(progress, total)
+                shown = GroupProgress(progress, sum(_file_sizes(setup)) * count_rounds(tasks))
                 done = run_rounds(tasks, executor, shown)
             evaluation = _write_evaluation(config, setup, tasks, done, output, executor, shown)
         groups = [(each.key, each.digest) for each in done if each.key]
         manifest = make_manifest(config, setup, groups, output.work, evaluation=False)
-        if len(groups) > 1:
-            _check_groups(manifest, config)
+        _check_groups(manifest, config)
         check_unchanged(setup.inputs)
         manifest = _link_evaluation(manifest, evaluation)
         output.commit(manifest, evaluation, keep_spill=config.output.keep_spill)
@@ -233,6 +231,8 @@ def _check_groups(manifest: Manifest, config: BuildConfig) -> None:
     """
     folder = manifest.folder
     assert folder is not None
+    if len(manifest.groups) == 1:
+        return
     rejected = [folder / REJECTED_FOLDER / f"{entry.key}.jsonl" for entry in manifest.groups]
     check_rejected(manifest.accounting, rejected, config)
     check_not_empty(manifest.accounting, manifest.inputs, rejected, config.format, evaluation=False)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import replace
 
-from sftprep.chat_template.assistant_spans import Unproven, is_assistant
+from sftprep.chat_template.assistant_spans import Unproven
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.template import Rendered, to_rendered
 from sftprep.core.omissions import (
@@ -326,12 +326,7 @@ class Renderer:
         omissions = NO_OMISSIONS
         # Texts that are not in a message are searched for in the texts of all turns.
         known_example = replace(example, unread_texts=()) if example.unread_texts else example
-        targets = [
-            number
-            for number, message in enumerate(messages)
-            # A turn that comes first has no prompt.
-            if number >= max(first_target, 1) and is_assistant(message) and weights[number] > 0
-        ]
+        targets = self._turns.weighted_turns(messages, weights, first_target)
         # The text alongside the calls of an earlier turn is in the sequence of that turn.
         earlier = without_texts_of_calls(messages, targets)
         # All turns are rendered before the first one is added, because the template may reject one.

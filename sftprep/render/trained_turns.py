@@ -73,6 +73,19 @@ class TurnSelector:
                 weights[number] = weight
         return weights
 
+    def weighted_turns(
+        self, messages: list[Message], weights: list[float], first: int
+    ) -> list[int]:
+        """Return the turns of the assistant with a weight above 0, from the number `first`.
+
+        A turn that comes first in the conversation has no prompt, and is none of them.
+        """
+        return [
+            number
+            for number, message in enumerate(messages)
+            if number >= max(first, 1) and is_assistant(message) and weights[number] > 0
+        ]
+
     def target_numbers(self, messages: list[Message]) -> list[int]:
         """Return the indices of the assistant's messages.
 

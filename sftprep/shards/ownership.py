@@ -105,7 +105,7 @@ def _is_spill(path: Path) -> bool:
     schema = _read_arrow_schema(path)
     if schema is None:
         return _is_zeros(path)
-    # Spills are recognized by the keys of their metadata, see pipeline/spill.py.
+    # Spills are recognized by the keys of their metadata, see pipeline/passes/spill.py.
     return "origin" in schema.names and {b"facts", b"digest"} <= (schema.metadata or {}).keys()
 
 

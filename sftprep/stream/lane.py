@@ -28,8 +28,8 @@ from sftprep.core.hashing import hash64
 from sftprep.core.types import TokenBatch
 from sftprep.errors import MismatchError
 from sftprep.packing.window import MOST_WAITS, CarryingWindow
-from sftprep.pipeline.overlong import LengthLimit
-from sftprep.pipeline.preprocess import Preprocessor, preprocess
+from sftprep.pipeline.passes.overlong import LengthLimit
+from sftprep.pipeline.passes.preprocess import Preprocessor, preprocess
 from sftprep.records.transform import add_counts
 from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype

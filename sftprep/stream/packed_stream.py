@@ -23,8 +23,8 @@ from sftprep.config.build import BuildConfig, Order
 from sftprep.core.hashing import digest
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import ConfigError, MismatchError, setting
-from sftprep.pipeline.preprocess import Preprocessor
-from sftprep.pipeline.setup import length_limit, prepare_recipe
+from sftprep.pipeline.passes.preprocess import Preprocessor
+from sftprep.pipeline.prepare.setup import length_limit, prepare_recipe
 from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype
 from sftprep.stream.backlog import Backlog

@@ -18,7 +18,7 @@ from sftprep.errors import (
     render_settings,
     setting,
 )
-from sftprep.pipeline.ledgers import (
+from sftprep.pipeline.groups.ledgers import (
     correction_for,
     corrections_for,
     first_of_each_drop,

@@ -18,8 +18,8 @@ from sftprep import build, read_manifest, verify
 from sftprep.core.atomic_write import is_temporary_name, storage_errors, temporary_name
 from sftprep.errors import OutputBusy, OutputExists, StorageError
 from sftprep.pipeline import build as build_module
-from sftprep.pipeline import tokenize_pass as tokenize_pass_module
 from sftprep.pipeline.output import folder as output_module
+from sftprep.pipeline.passes import tokenize_pass as tokenize_pass_module
 from sftprep.shards import layout as layout_module
 from sftprep.shards import locks as locks_module
 from sftprep.shards.layout import is_work_folder_created

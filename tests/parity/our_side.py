@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sftprep.config import BuildConfig
-from sftprep.pipeline.preprocess import Preprocessor, preprocess
-from sftprep.pipeline.setup import length_limit, prepare_recipe
+from sftprep.pipeline.passes.preprocess import Preprocessor, preprocess
+from sftprep.pipeline.prepare.setup import length_limit, prepare_recipe
 from sftprep.records.formats import detect_format
 from sftprep.tokenize.encoders.base import Encoder
 from sftprep.tokenize.encoders.load import load_encoder

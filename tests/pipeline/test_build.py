@@ -31,7 +31,7 @@ from sftprep.errors import (
     TooManyRejected,
 )
 from sftprep.pipeline import build as build_module
-from sftprep.pipeline import inputs as inputs_module
+from sftprep.pipeline.prepare import inputs as inputs_module
 from sftprep.shards import manifest_size as manifest_module
 from sftprep.shards.layout import mark_work_folder
 from tests.conftest import EXAMPLES

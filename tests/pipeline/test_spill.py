@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sftprep.core.types import Rejected, TokenBatch
-from sftprep.pipeline.spill import Spill, read_spill, write_spill
+from sftprep.pipeline.passes.spill import Spill, read_spill, write_spill
 
 
 def batch(*, masked: bool, weighted: bool) -> TokenBatch:

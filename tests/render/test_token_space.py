@@ -16,8 +16,8 @@ from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from sftprep.config.validation import EncoderChoice, TrainOn
 from sftprep.core.types import TokenBatch
 from sftprep.errors import TemplateError
-from sftprep.pipeline.overlong import LengthLimit
-from sftprep.pipeline.preprocess import Preprocessor, preprocess
+from sftprep.pipeline.passes.overlong import LengthLimit
+from sftprep.pipeline.passes.preprocess import Preprocessor, preprocess
 from sftprep.recipe import Recipe
 from sftprep.render.token_space.anchors import Anchors, continuation_ids, find_anchors
 from sftprep.tokenize.equivalence.verified_encoder import VerifiedEncoder
@@ -286,7 +286,7 @@ def test_a_text_that_nfc_changes_keeps_its_mask(encoder: EncoderChoice, content:
 def test_the_spot_check_detects_a_wrong_mask(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from sftprep.pipeline import loss_mask
+    from sftprep.pipeline.passes import loss_mask
 
     place = loss_mask.place_regions
 

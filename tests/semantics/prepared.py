@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 
 from sftprep.config import BuildConfig
 from sftprep.core.types import TokenBatch
-from sftprep.pipeline.preprocess import Preprocessor, preprocess
-from sftprep.pipeline.setup import length_limit, prepare_recipe
+from sftprep.pipeline.passes.preprocess import Preprocessor, preprocess
+from sftprep.pipeline.prepare.setup import length_limit, prepare_recipe
 from sftprep.records.formats import detect_format
 from sftprep.records.transform import transformed_records
 

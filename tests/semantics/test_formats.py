@@ -12,7 +12,7 @@ from sftprep import build
 from sftprep.config import BuildConfig
 from sftprep.config.user_functions import resolve_function
 from sftprep.errors import ConfigError
-from sftprep.pipeline.setup import prepare_recipe
+from sftprep.pipeline.prepare.setup import prepare_recipe
 from tests.semantics.conftest import CHATML
 from tests.semantics.prepared import prepare
 from tests.support import SHARED, needs_shared

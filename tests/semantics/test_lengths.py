@@ -13,8 +13,8 @@ from sftprep import BuildConfig, build, open_shards, verify
 from sftprep.core.mask_arrays import find_targets
 from sftprep.core.types import TokenBatch
 from sftprep.errors import ConfigError, RecordError
-from sftprep.pipeline.overlong import OVERLONG, LengthLimit, fit_lengths
-from sftprep.pipeline.sequence_stats import count_lengths, describe_lengths, length_bounds
+from sftprep.pipeline.passes.overlong import OVERLONG, LengthLimit, fit_lengths
+from sftprep.pipeline.passes.sequence_stats import count_lengths, describe_lengths, length_bounds
 from tests.semantics.prepared import prepare
 
 SEQUENCES = st.lists(st.lists(st.booleans(), max_size=12), max_size=8)

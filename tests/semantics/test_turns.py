@@ -10,7 +10,7 @@ import pytest
 
 from sftprep.config import BuildConfig
 from sftprep.errors import ConfigError, TemplateError
-from sftprep.pipeline.setup import prepare_recipe
+from sftprep.pipeline.prepare.setup import prepare_recipe
 from sftprep.render.renderer import Renderer
 from tests.semantics.conftest import CHATML, FORGETFUL
 from tests.semantics.prepared import prepare

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftprep.core.types import Counts, TokenBatch
-from sftprep.pipeline.diagnostics import count_untrained_ends
+from sftprep.pipeline.passes.diagnostics import count_untrained_ends
 
 SEQUENCE = st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=6)
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from sftprep.pipeline.groups.task import EvaluationPart
-from sftprep.pipeline.tokenize_pass import PartitionResult
+from sftprep.pipeline.passes.tokenize_pass import PartitionResult
 from sftprep.shards.group import InputInfo
 
 

@@ -20,7 +20,7 @@ from sftprep.pipeline.groups.duplicates import duplicates_file, find_duplicates_
 from sftprep.pipeline.groups.quotas import share_copies
 from sftprep.pipeline.groups.run import count_usable, hash_records, run_group
 from sftprep.pipeline.groups.task import GroupDone, GroupTask
-from sftprep.pipeline.shard_pass import Progress
+from sftprep.pipeline.passes.shard_pass import Progress
 
 _Result = TypeVar("_Result")
 _Run = Callable[[GroupTask, Executor, "GroupProgress"], _Result]

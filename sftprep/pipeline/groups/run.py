@@ -19,8 +19,7 @@ from sftprep.packing.strategies import SMALL, pack_lengths
 from sftprep.pipeline.executors.base import Executor, map_checked
 from sftprep.pipeline.executors.local import InProcess
 from sftprep.pipeline.groups.duplicates import hash_file, write_hashes
-from sftprep.pipeline.groups.task import EvaluationPart, GroupDone, GroupTask
-from sftprep.pipeline.ledgers import (
+from sftprep.pipeline.groups.ledgers import (
     check_not_empty,
     check_rejected,
     first_record_error,
@@ -28,16 +27,17 @@ from sftprep.pipeline.ledgers import (
     sum_ledgers,
     write_rejected,
 )
-from sftprep.pipeline.output.manifest import count_rendering
-from sftprep.pipeline.selection import BuildSplit, UsableSequences, select_sequences
-from sftprep.pipeline.sequence_stats import describe_lengths
-from sftprep.pipeline.shard_pass import Progress, WrittenPacks, write_packs
-from sftprep.pipeline.tokenize_pass import (
+from sftprep.pipeline.groups.selection import BuildSplit, UsableSequences, select_sequences
+from sftprep.pipeline.groups.task import EvaluationPart, GroupDone, GroupTask
+from sftprep.pipeline.passes.sequence_stats import describe_lengths
+from sftprep.pipeline.passes.shard_pass import Progress, WrittenPacks, write_packs
+from sftprep.pipeline.passes.tokenize_pass import (
     PartitionResult,
     TokenizeTask,
     tokenize_partition,
     tokenize_pipelined,
 )
+from sftprep.pipeline.prepare.manifest_fields import count_rendering
 from sftprep.shards.group import Group, InputInfo, group_file
 from sftprep.shards.layout import REJECTED_FOLDER, SHARD_FOLDER
 from sftprep.shards.manifest import FORMAT_VERSION
@@ -240,13 +240,31 @@ def write_group(
         partial(check_group_size, infos),
         seed=hash64(config.pack.seed, int(records[:16], 16)),
     )
-    group = Group(
+    content = _describe_group(task, split, infos, packs, (key, config_digest)).to_json()
+    path = group_file(task.staging, key)
+    with storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, content)
+    return key, sha256(content).hexdigest()
+
+
+def _describe_group(
+    task: GroupTask,
+    split: BuildSplit,
+    infos: tuple[InputInfo, ...],
+    packs: WrittenPacks,
+    digests: tuple[str, str],
+) -> Group:
+    """Return the content of the file of a group; `digests` are its key and `config_digest`."""
+    key, config_digest = digests
+    ledger = sum_ledgers([info.accounting for info in infos])
+    return Group(
         key=key,
         config_digest=config_digest,
-        max_length=limit.max_length,
+        max_length=task.settings.limit.max_length,
         inputs=infos,
         accounting=ledger,
-        lengths=describe_lengths((part.whole_lengths for part in split.parts), limit),
+        lengths=describe_lengths((part.whole_lengths for part in split.parts), task.settings.limit),
         plan=_describe_plan(packs, ledger.sequences),
         template=count_rendering(part.counts for part in split.parts),
         max_id=packs.max_id,
@@ -256,12 +274,6 @@ def write_group(
         sftprep_version=__version__,
         format_version=FORMAT_VERSION,
     )
-    content = group.to_json()
-    path = group_file(task.staging, key)
-    with storage_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, content)
-    return key, sha256(content).hexdigest()
 
 
 def _digest_records(task: GroupTask, split: BuildSplit, recipe_keys: tuple[str, ...]) -> str:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftprep.config.build import BuildConfig, SourceEntry
-from sftprep.pipeline.overlong import LengthLimit
-from sftprep.pipeline.sequence_stats import StatsRequest
-from sftprep.pipeline.tokenize_pass import PartitionResult
+from sftprep.pipeline.passes.overlong import LengthLimit
+from sftprep.pipeline.passes.sequence_stats import StatsRequest
+from sftprep.pipeline.passes.tokenize_pass import PartitionResult
 from sftprep.recipe import RecipeFile
 from sftprep.shards.group import InputInfo
 from sftprep.sources.partition import Source

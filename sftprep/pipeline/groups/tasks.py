@@ -10,10 +10,10 @@ from pathlib import Path
 from sftprep.config.build import BuildConfig, SourceConfig
 from sftprep.config.passed_functions import PassedFunction
 from sftprep.errors import ConfigError, setting
+from sftprep.pipeline.groups.selection import request_stats
 from sftprep.pipeline.groups.task import GroupInput, GroupSettings, GroupTask
-from sftprep.pipeline.plan_pass import lane_block
-from sftprep.pipeline.selection import request_stats
-from sftprep.pipeline.setup import Setup
+from sftprep.pipeline.passes.plan_pass import lane_block
+from sftprep.pipeline.prepare.setup import Setup
 from sftprep.recipe import RecipeFile
 from sftprep.sources.groups import GroupMember, cut_groups, slice_bytes
 

@@ -15,9 +15,13 @@ import orjson
 from sftprep.config.build import BuildConfig, SourceEntry
 from sftprep.core.atomic_write import write_file
 from sftprep.core.hashing import digest
-from sftprep.pipeline.output.manifest import describe_rendering, manifest_facts, manifest_settings
-from sftprep.pipeline.sequence_stats import sum_lengths
-from sftprep.pipeline.setup import Setup
+from sftprep.pipeline.passes.sequence_stats import sum_lengths
+from sftprep.pipeline.prepare.manifest_fields import (
+    describe_rendering,
+    manifest_facts,
+    manifest_settings,
+)
+from sftprep.pipeline.prepare.setup import Setup
 from sftprep.recipe import describe_functions
 from sftprep.shards.group import Group, read_group
 from sftprep.shards.layout import REJECTED_FOLDER
@@ -53,37 +57,22 @@ def make_manifest(
     totals = _Totals(setup.entries)
     for key, file_digest in groups:
         totals.add(read_group(staging, key, file_digest), file_digest, staging)
-    packs, ledger = totals.packs, Ledger.from_counts(totals.counts)
     facts = manifest_facts(recipe, setup.encoder)
-    fill = totals.tokens / (packs * setup.limit.max_length) if packs else 1.0
     return Manifest(
         config={
             **manifest_settings(config, names),
             "max_length": setup.limit.max_length,
             "date": recipe.date,
         },
-        config_digest=digest(
-            [each.digest for each in setup.recipes],
-            setup.limit.max_length,
-            dataclasses.asdict(config.pack),
-            config.output.position_ids,
-            config.output.shard_tokens,
-            config.output.group_bytes,
-        ),
+        config_digest=_digest_config(config, setup),
         tokenizer={**facts["tokenizer"], "max_id": totals.max_id},
         chat_template=facts["chat_template"],
         encoder=facts["encoder"],
         template=describe_rendering(recipe, totals.template),
-        accounting=ledger,
-        plan={
-            "strategy": config.pack.packing,
-            "packs": packs,
-            "fill": round(fill, 6),
-            "seed": config.pack.seed,
-            "cuts": totals.cuts,
-        },
+        accounting=Ledger.from_counts(totals.counts),
+        plan=totals.describe_plan(config, setup.limit.max_length),
         max_length=setup.limit.max_length,
-        rows=packs,
+        rows=totals.packs,
         tokens=totals.tokens,
         # Not the number in the ledger: if the plan cuts sequences, the first token after each
         # cut is not a target any more.
@@ -95,6 +84,17 @@ def make_manifest(
         lengths=totals.lengths,
         functions=describe_functions(setup.recipes),
         folder=staging,
+    )
+
+
+def _digest_config(config: BuildConfig, setup: Setup) -> str:
+    return digest(
+        [each.digest for each in setup.recipes],
+        setup.limit.max_length,
+        dataclasses.asdict(config.pack),
+        config.output.position_ids,
+        config.output.shard_tokens,
+        config.output.group_bytes,
     )
 
 
@@ -146,6 +146,17 @@ class _Totals:
             self.shards.update(bytes.fromhex(shard.sha256))
         for info in group.inputs:
             self._sources[info.source][1].update(info.accounting.to_counts())
+
+    def describe_plan(self, config: BuildConfig, capacity: int) -> dict[str, Any]:
+        """Return the field `plan` of the manifest."""
+        fill = self.tokens / (self.packs * capacity) if self.packs else 1.0
+        return {
+            "strategy": config.pack.packing,
+            "packs": self.packs,
+            "fill": round(fill, 6),
+            "seed": config.pack.seed,
+            "cuts": self.cuts,
+        }
 
     def sources(self) -> tuple[SourceInfo, ...]:
         """Return the sources with their shares, without those of which nothing was read."""

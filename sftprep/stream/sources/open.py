@@ -18,7 +18,7 @@ from sftprep.config.build import BuildConfig
 from sftprep.config.user_functions import resolve_function
 from sftprep.config.validation import TextUnit
 from sftprep.errors import ConfigError
-from sftprep.pipeline.setup import inspect_source, log_notices
+from sftprep.pipeline.prepare.setup import inspect_source, log_notices
 from sftprep.recipe import Recipe
 from sftprep.sources.discovery.files import reject_duplicates
 from sftprep.sources.discovery.hub import FoundFile

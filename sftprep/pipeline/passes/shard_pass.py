@@ -23,14 +23,14 @@ from sftprep.core.types import Flag
 from sftprep.errors import ConfigError, setting
 from sftprep.packing.strategies import PackPlan
 from sftprep.pipeline.executors.base import Executor, map_checked
-from sftprep.pipeline.plan_pass import plan_packs
-from sftprep.pipeline.spill import map_spill, spill_path
+from sftprep.pipeline.passes.plan_pass import plan_packs
+from sftprep.pipeline.passes.spill import map_spill, spill_path
 from sftprep.shards.group import ShardInfo
 from sftprep.shards.schema import ORIGIN_BITS
 from sftprep.shards.writer import ShardRows, write_shard
 
 if TYPE_CHECKING:  # workers do not need the modules that it imports
-    from sftprep.pipeline.selection import BuildSplit
+    from sftprep.pipeline.groups.selection import BuildSplit
 
 Progress = Callable[[str, int, int], None]
 """A callback with the name of a pass, the work done, and the work in total: bytes or shards."""

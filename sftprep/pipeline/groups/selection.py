@@ -29,12 +29,12 @@ from sftprep.errors import EmptyInput, setting
 from sftprep.pipeline.groups.duplicates import read_duplicates
 from sftprep.pipeline.groups.quotas import share_copies
 from sftprep.pipeline.groups.task import GroupTask, Quota
-from sftprep.pipeline.sequence_stats import StatsRequest
+from sftprep.pipeline.passes.sequence_stats import StatsRequest
 from sftprep.records.transform import merge_rare_reasons
 from sftprep.shards.ledger import Ledger
 
 if TYPE_CHECKING:
-    from sftprep.pipeline.tokenize_pass import PartitionResult
+    from sftprep.pipeline.passes.tokenize_pass import PartitionResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,14 +20,14 @@ from sftprep.core.byte_search import ByteSearcher
 from sftprep.core.mask_arrays import find_targets
 from sftprep.core.omissions import COLUMN_NOT_READ
 from sftprep.core.types import Counts, Example, Flag, Rejected, TokenBatch
-from sftprep.pipeline.diagnostics import (
+from sftprep.pipeline.passes.diagnostics import (
     count_double_bos,
     count_lost_bytes,
     count_unknown,
     count_untrained_ends,
 )
-from sftprep.pipeline.loss_mask import LossMask
-from sftprep.pipeline.overlong import LengthLimit, fit_lengths
+from sftprep.pipeline.passes.loss_mask import LossMask
+from sftprep.pipeline.passes.overlong import LengthLimit, fit_lengths
 from sftprep.recipe import Recipe
 from sftprep.records.checks.quality_checks import QualityChecks
 from sftprep.records.checks.unread_columns import UnreadColumns

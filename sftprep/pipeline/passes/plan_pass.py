@@ -16,7 +16,7 @@ from sftprep.config.build import BuildConfig
 from sftprep.core.hashing import hash64
 from sftprep.packing.strategies import PackPlan, pack_lengths
 from sftprep.packing.window import Emission, in_global_order, plan_lane
-from sftprep.pipeline.tokenize_pass import PartitionResult
+from sftprep.pipeline.passes.tokenize_pass import PartitionResult
 from sftprep.sources.lanes import block_bytes, is_plain, lane_of
 from sftprep.sources.partition import Source
 from sftprep.sources.readers.lines import file_size

@@ -16,9 +16,9 @@ from sftprep.config.validation import SeriousOmission
 from sftprep.core.atomic_write import storage_errors, write_file
 from sftprep.core.types import Rejected
 from sftprep.errors import EmptyInput, RecordError, TooManyRejected, setting, source_name
+from sftprep.pipeline.groups.selection import BuildSplit
 from sftprep.pipeline.groups.task import GroupTask
-from sftprep.pipeline.selection import BuildSplit
-from sftprep.pipeline.tokenize_pass import PartitionResult
+from sftprep.pipeline.passes.tokenize_pass import PartitionResult
 from sftprep.records.transform import is_transform_reason
 from sftprep.shards.group import InputInfo
 from sftprep.shards.ledger import Ledger

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from sftprep.core.hashing import hash64_array
 from sftprep.core.mask_arrays import TargetRuns
-from sftprep.pipeline.overlong import LengthLimit, Sequences
-from sftprep.pipeline.spill import Spill
+from sftprep.pipeline.passes.overlong import LengthLimit, Sequences
+from sftprep.pipeline.passes.spill import Spill
 
 
 @dataclass(frozen=True, slots=True)

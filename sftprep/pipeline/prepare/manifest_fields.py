@@ -52,7 +52,7 @@ def manifest_facts(recipe: Recipe, encoder: dict[str, Any]) -> dict[str, Any]:
 
 
 def count_rendering(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Return how often each way of rendering and masking was used, by name.
+    """Return how often each method of rendering and masking was used, by name.
 
     Args:
         counts: The counts of each partition.

@@ -18,9 +18,9 @@ from sftprep.config.build import BuildConfig, FormatConfig, SourceEntry
 from sftprep.config.user_functions import resolve_function
 from sftprep.core.notices import Notice
 from sftprep.errors import ConfigError, TemplateError, setting, source_name
-from sftprep.pipeline.inputs import Input, find_inputs
-from sftprep.pipeline.output.manifest import manifest_facts, manifest_settings
-from sftprep.pipeline.overlong import LengthLimit
+from sftprep.pipeline.passes.overlong import LengthLimit
+from sftprep.pipeline.prepare.inputs import Input, find_inputs
+from sftprep.pipeline.prepare.manifest_fields import manifest_facts, manifest_settings
 from sftprep.recipe import Recipe
 from sftprep.records.formats import FORMATS, detect_format, keys_read
 from sftprep.records.inspection.compared_keys import check_compared_keys

@@ -22,15 +22,15 @@ from numpy.typing import NDArray
 from sftprep.core.hashing import digest
 from sftprep.core.mask_arrays import find_targets
 from sftprep.core.types import Flag, Rejected, TokenBatch
-from sftprep.pipeline.overlong import LengthLimit, SequenceRanges, fit_lengths
-from sftprep.pipeline.preprocess import Preprocessor, begin_preprocess
-from sftprep.pipeline.sequence_stats import (
+from sftprep.pipeline.passes.overlong import LengthLimit, SequenceRanges, fit_lengths
+from sftprep.pipeline.passes.preprocess import Preprocessor, begin_preprocess
+from sftprep.pipeline.passes.sequence_stats import (
     SequenceStats,
     StatsRequest,
     collect_stats,
     count_lengths,
 )
-from sftprep.pipeline.spill import Spill, map_spill, read_spill, spill_path, write_spill
+from sftprep.pipeline.passes.spill import Spill, map_spill, read_spill, spill_path, write_spill
 from sftprep.recipe import RecipeFile
 from sftprep.records.record_hashes import HASHES_VERSION
 from sftprep.sources.lanes import LanePositions, find_lane_positions

@@ -1,0 +1,1 @@
+"""The three passes over a group: tokens, packs, shards."""

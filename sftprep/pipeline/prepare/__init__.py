@@ -1,0 +1,1 @@
+"""What a build needs before its first pass: inputs, recipes, formats."""
