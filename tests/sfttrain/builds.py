@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
+from sftprep.shards.group import Group, group_file
+from sftprep.shards.layout import GROUP_FOLDER, MANIFEST_NAME, SHARD_FOLDER
 from sftprep.shards.ledger import Ledger
-from sftprep.shards.manifest import Manifest
+from sftprep.shards.manifest import FORMAT_VERSION, Manifest
 from sftprep.shards.writer import ShardRows, write_shard
 from tests.sfttrain.packs import MemoryPacks
+from tests.shards.builds import entry_of
 
 
 def write_build(
@@ -28,8 +32,27 @@ def write_build(
         pack_offsets=np.cumsum([0, *(len(p.seq_lengths) for p in parts)], dtype=np.int64),
     )
     max_length = max(len(p.input_ids) for p in parts)
-    (folder / SHARD_FOLDER).mkdir(parents=True)
-    info = write_shard(folder / SHARD_FOLDER, 0, rows, max_length=max_length, position_ids=True)
+    key = "0" * 16
+    (folder / SHARD_FOLDER / key).mkdir(parents=True)
+    (folder / GROUP_FOLDER).mkdir()
+    info = write_shard(
+        folder / SHARD_FOLDER / key, 0, rows, max_length=max_length, position_ids=True
+    )
+    group = Group(
+        key=key,
+        config_digest="",
+        max_length=max_length,
+        inputs=(),
+        accounting=Ledger(),
+        lengths={},
+        plan={},
+        template={},
+        max_id=int(rows.input_ids.max()),
+        shards=(dataclasses.replace(info, name=f"{key}/{info.name}"),),
+        sftprep_version="0",
+        format_version=FORMAT_VERSION,
+    )
+    group_file(folder, key).write_bytes(group.to_json())
     manifest = Manifest(
         config={},
         config_digest="",
@@ -41,15 +64,15 @@ def write_build(
         chat_template=chat_template,
         encoder={},
         template={},
-        inputs=(),
         accounting=Ledger(),
         plan={},
         max_length=max_length,
         rows=len(parts),
         tokens=len(rows.input_ids),
         trained_tokens=info.trained_tokens,
-        shards=(info,),
         sftprep_version="0",
+        data_digest=sha256(bytes.fromhex(info.sha256)).hexdigest(),
+        groups=(entry_of(folder, group),),
     )
     (folder / MANIFEST_NAME).write_bytes(manifest.to_json())
     return folder

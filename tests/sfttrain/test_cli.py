@@ -402,7 +402,7 @@ def test_a_damaged_shard_is_an_error(
     damaged = write_build(
         tmp_path / "packs", make_packs(3), tokenizer={"name": "", "fingerprint": ""}
     )
-    (shard,) = (damaged / "shards").iterdir()
+    (shard,) = (damaged / "shards").rglob("*.arrow")
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)

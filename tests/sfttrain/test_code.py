@@ -21,6 +21,7 @@ from sfttrain.models.remote_code import check_code_is_pinned, check_code_referen
 from sfttrain.models.tokenizer import load_required_tokenizer
 from tests.sfttrain.tiny import tiny_model
 from tests.sfttrain.trainer_factory import COMPLETIONS, model_folder
+from tests.shards.builds import rewritten
 
 
 @pytest.fixture
@@ -52,10 +53,8 @@ def hostile(tmp_path: Path, model: Path) -> tuple[Path, Path]:
     data.write_text("".join(json.dumps(row) + "\n" for row in COMPLETIONS))
     build(data, tokenizer=model, output=tmp_path / "shards", max_length=64)
     tokenizer = with_code(tmp_path / "tok", model, tmp_path / "code-ran")
-    path = tmp_path / "shards" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["tokenizer"] |= {"name": str(tokenizer), "fingerprint": "0" * 64}
-    path.write_text(json.dumps(manifest))
+    names = {"name": str(tokenizer), "fingerprint": "0" * 64}
+    rewritten(tmp_path / "shards", lambda manifest: manifest["tokenizer"].update(names))
     return tmp_path / "shards", tmp_path / "code-ran"
 
 
