@@ -371,7 +371,8 @@ def test_a_column_of_bytes_is_named_as_bytes():
         (
             "messages",
             {"messages": {"role": []}},
-            '"messages" is an object, not a list of messages such as {"role": "user", "content": "..."}',
+            '"messages" is an object, not a list of messages such as {"role": "user",'
+            ' "content": "..."}',
         ),
         ("messages", {"messages": [None]}, 'message 1 of "messages" is null, not an object'),
         ("text", {"text": True}, '"text" is a boolean, not text'),
