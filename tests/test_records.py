@@ -297,6 +297,7 @@ def test_an_empty_list_of_tools_is_none_and_tools_as_json_text_are_parsed():
             "bad_row",
         ),
         ("messages", {"messages": CHAT, "tools": "{"}, "bad_tool"),
+        ("messages", {"messages": CHAT, "tools": {"f": {"name": "f"}}}, "bad_tool"),
         ("messages", {"messages": CHAT, "chat_template_kwargs": [1]}, "bad_type"),
         ("prompt-completion", {"prompt": "a", "completion": 7}, "bad_type"),
         ("prompt-completion", {"prompt": "a", "completion": None}, "bad_row"),

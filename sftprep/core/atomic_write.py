@@ -33,6 +33,16 @@ def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
     write_named(path.parent, path.name, write, lambda: path.name)
 
 
+def create_folder(folder: Path) -> None:
+    """Create a folder with its parents, unless it exists.
+
+    Raises:
+        StorageError: It cannot be created.
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write bytes to a file atomically and durably, as `write_file` does."""
 

@@ -27,16 +27,16 @@ from sftprep.pipeline.groups.rounds import GroupProgress, count_rounds, run_roun
 from sftprep.pipeline.groups.run import write_group
 from sftprep.pipeline.groups.selection import BuildSplit
 from sftprep.pipeline.groups.task import GroupDone, GroupTask
-from sftprep.pipeline.groups.tasks import make_tasks
+from sftprep.pipeline.groups.task_list import make_tasks
 from sftprep.pipeline.output.folder import OutputFolder, claim_output
-from sftprep.pipeline.output.root import make_manifest
+from sftprep.pipeline.output.root_manifest import make_manifest
 from sftprep.pipeline.passes.shard_pass import Progress
 from sftprep.pipeline.passes.tokenize_pass import load_preprocessors
 from sftprep.pipeline.prepare.inputs import check_unchanged
 from sftprep.pipeline.prepare.setup import Setup, prepare_setup
 from sftprep.recipe import RecipeFile, recipe_file
 from sftprep.records.inspection.source_reading import SourceReading
-from sftprep.shards.layout import EVAL_FOLDER, REJECTED_FOLDER
+from sftprep.shards.layout import EVAL_FOLDER, rejected_path
 from sftprep.shards.manifest import Manifest
 from sftprep.sources.partition import Source
 from sftprep.tokenize.encoders.reference import HfEncoder
@@ -233,7 +233,7 @@ def _check_groups(manifest: Manifest, config: BuildConfig) -> None:
     assert folder is not None
     if len(manifest.groups) == 1:
         return
-    rejected = [folder / REJECTED_FOLDER / f"{entry.key}.jsonl" for entry in manifest.groups]
+    rejected = [folder / rejected_path(entry.key) for entry in manifest.groups]
     check_rejected(manifest.accounting, rejected, config)
     check_not_empty(manifest.accounting, manifest.inputs, rejected, config.format, evaluation=False)
 

@@ -150,15 +150,15 @@ class ConservationCheck:
             unread_texts: Texts of its turns that are under keys without a known meaning.
         """
         missing = self._find_leaf_omissions(conversation, text, pieces, written_as_json)
-        ends = [len(conversation.messages)]
-        if unread_texts and not self.shows_unread_keys(conversation, ends, unread_texts, [text]):
+        last = [len(conversation.messages) - 1]
+        if unread_texts and not self.shows_unread_keys(conversation, last, unread_texts, [text]):
             missing |= Omissions(frozenset({KEY}))
         return missing
 
     def shows_unread_keys(
         self,
         conversation: Conversation,
-        ends: Sequence[int],
+        last_turns: Sequence[int],
         unread_texts: Sequence[str],
         rendered: Sequence[str],
     ) -> bool:
@@ -166,7 +166,7 @@ class ConservationCheck:
 
         Args:
             conversation: The conversation.
-            ends: The number of its first messages in each of its renderings.
+            last_turns: The number of the last message in each of its renderings.
             unread_texts: The texts.
             rendered: The renderings. They may contain the texts by chance, as the template writes
                 words and numbers of its own.
@@ -178,7 +178,10 @@ class ConservationCheck:
         if not copy.sentinels:  # no message has such a key, unless it is one of a part
             return any(isinstance(message.get("content"), list) for message in messages)
         try:
-            texts = [self._render(conversation._replace(messages=messages[:end])) for end in ends]
+            texts = [
+                self._render(conversation._replace(messages=messages[: last + 1]))
+                for last in last_turns
+            ]
         except Exception:  # a template may refuse the sentinels for any reason
             return True
         return all(any(sentinel in text for text in texts) for sentinel in copy.sentinels)

@@ -130,7 +130,7 @@ class ConversationRenderer:
         )
 
     def shows_unread_keys(
-        self, example: Example, messages: list[Message], ends: list[int], rendered: list[str]
+        self, example: Example, messages: list[Message], last_turns: list[int], rendered: list[str]
     ) -> bool:
         """Return whether renderings of the first messages show the unread texts of an example.
 
@@ -138,7 +138,7 @@ class ConversationRenderer:
         """
         conversation = Conversation(messages, example.tools, example.template_kwargs)
         return not example.unread_texts or self._conservation.shows_unread_keys(
-            conversation, ends, example.unread_texts, rendered
+            conversation, last_turns, example.unread_texts, rendered
         )
 
     def can_show_reasoning(self, messages: list[Message]) -> bool:

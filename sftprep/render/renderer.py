@@ -345,8 +345,8 @@ class Renderer:
                 spans = self._turns.spans_of(rendered, messages[: number + 1], [number])
                 rendered = Rendered(rendered.text, tuple((first, last) for first, last, _ in spans))
             turns.append((rendered, prompt.text, weights[number]))
-        ends, texts = [number + 1 for number in targets], [turn[0].text for turn in turns]
-        if not self._chats.shows_unread_keys(example, messages, ends, texts):
+        texts = [rendered.text for rendered, _, _ in turns]
+        if not self._chats.shows_unread_keys(example, messages, targets, texts):
             omissions |= Omissions(frozenset({KEY}))
         if omissions.kinds and self._reject_or_count(example, omissions, batch, rejected, counts):
             return

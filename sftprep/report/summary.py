@@ -63,8 +63,8 @@ def summary_data(report: BuildReport) -> dict[str, Any]:
         "evaluation": None if report.evaluation is None else _evaluation_data(report.evaluation),
         "packs": manifest.rows,
         "fill": manifest.plan["fill"],
-        "shards": len(manifest.shards),
-        "shard_bytes": sum(shard.bytes for shard in manifest.shards),
+        "shards": manifest.num_shards,
+        "shard_bytes": manifest.shard_bytes,
         "max_length": manifest.max_length,
         "lengths": manifest.lengths,
         "length_advice": None if advice is None else dataclasses.asdict(advice),
@@ -338,10 +338,10 @@ def _evaluation_data(manifest: Manifest) -> dict[str, Any]:
 def _output_line(report: BuildReport) -> str:
     """Return what was written where, and how fast."""
     manifest = report.manifest
-    size = sum(shard.bytes for shard in manifest.shards)
+    size = manifest.shard_bytes
     reused = f", {format_count(report.reused, 'partition')} reused" if report.reused else ""
     return (
-        f"wrote {format_count(len(manifest.shards), 'shard')} ({size / 1e6:,.1f} MB,"
+        f"wrote {format_count(manifest.num_shards, 'shard')} ({size / 1e6:,.1f} MB,"
         f" {size / max(1, manifest.tokens):.2f} bytes per token) to {report.folder} in"
         f" {report.seconds:.1f} s ({report.bytes_read / 1e6 / report.seconds:,.1f} MB/s,"
         f" {format_count(report.workers, 'process', 'es')},"

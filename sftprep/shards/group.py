@@ -10,23 +10,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections import Counter
+from array import array
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from sftprep.core.regular_files import read_regular_file
 from sftprep.errors import ManifestError
 from sftprep.shards.json_fields import FieldError, parse_fields
-from sftprep.shards.layout import GROUP_FOLDER, LARGEST_MANIFEST
+from sftprep.shards.layout import LARGEST_MANIFEST, group_path
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.schema import ORIGIN_BITS, SHARD_NAME
 
+if TYPE_CHECKING:
+    PackCounts = array[int]
+else:
+    PackCounts = array  # before Python 3.12, it is not generic when the program runs
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -76,8 +81,6 @@ class InputInfo:
 
     def followed_by(self, later: InputInfo) -> InputInfo:
         """Return the entry of this range and the next one of the same input."""
-        counts = self.accounting.to_counts()
-        counts.update(later.accounting.to_counts())
         first_lines = {name: self.lines + line for name, line in later.first_lines.items()}
         return dataclasses.replace(
             self,
@@ -85,7 +88,7 @@ class InputInfo:
             digest=xxhash.xxh3_128_hexdigest(f"{self.digest}{later.digest}".encode()),
             lines=self.lines + later.lines,
             records=self.records + later.records,
-            accounting=Ledger.from_counts(counts),
+            accounting=Ledger.sum((self.accounting, later.accounting)),
             first_lines=first_lines | self.first_lines,
             slices=self.slices + later.slices,
         )
@@ -123,6 +126,11 @@ class Group:
         """The number of targets of the loss."""
         return sum(shard.trained_tokens for shard in self.shards)
 
+    @property
+    def shard_bytes(self) -> int:
+        """The size of all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
     def to_json(self) -> bytes:
         """Return the bytes of its file: UTF-8 JSON with sorted keys."""
         text = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False)
@@ -133,11 +141,14 @@ class Group:
 
         Args:
             origin: `slice << ORIGIN_BITS | line`, where the slices of all inputs are numbered from
-                0, and the lines of a slice too.
+                0, and the lines of a slice too. Before version 2.0, it is the number of lines
+                before the record, in all inputs.
 
         Raises:
             IndexError: No record has this origin.
         """
+        if self.format_version.startswith("1."):
+            return self._locate_by_ordinal(origin)
         number, line = origin >> ORIGIN_BITS, origin & ((1 << ORIGIN_BITS) - 1)
         found = number
         for info in self.inputs:
@@ -146,10 +157,44 @@ class Group:
             found -= len(info.slices)
         raise IndexError(f"no record is in line {line} of slice {number}")
 
+    def _locate_by_ordinal(self, origin: int) -> tuple[str, int]:
+        starts = [info.first_ordinal for info in self.inputs]
+        # An input without lines has the same first ordinal as the next one; bisect_right skips it.
+        index = bisect_right(starts, origin) - 1
+        if index < 0 or not 0 <= origin - starts[index] < self.inputs[index].lines:
+            raise IndexError(f"no record has the ordinal {origin}")
+        return self.inputs[index].path, origin - starts[index] + 1
 
-def group_file(folder: Path, key: str) -> Path:
-    """Return the path of the file of a group."""
-    return folder / GROUP_FOLDER / f"{key}.json"
+
+@dataclass(frozen=True, slots=True)
+class GroupEntry:
+    """The entry of a group in the manifest."""
+
+    key: str  # 16 hex digits, see `Group.key`
+    digest: str  # SHA-256 of the file of the group, in hex
+    packs: PackCounts  # of each shard
+    tokens: int
+    trained_tokens: int
+    bytes: int  # of all shards
+    # The lines of its first input in the groups before it: a large file belongs to several groups.
+    lines_before: int = 0
+    rejected: str = ""  # SHA-256 of the file of its rejected records; "" without such a file
+
+    @classmethod
+    def of(
+        cls, group: Group, digest: str, *, lines_before: int = 0, rejected: str = ""
+    ) -> GroupEntry:
+        """Return the entry of a group; the arguments are the fields that the group lacks."""
+        return cls(
+            key=group.key,
+            digest=digest,
+            packs=array("q", [shard.rows for shard in group.shards]),
+            tokens=group.tokens,
+            trained_tokens=group.trained_tokens,
+            bytes=group.shard_bytes,
+            lines_before=lines_before,
+            rejected=rejected,
+        )
 
 
 def read_group(folder: Path, key: str, digest: str) -> Group:
@@ -163,7 +208,7 @@ def read_group(folder: Path, key: str, digest: str) -> Group:
     Raises:
         ManifestError: The file is missing or damaged, or names files outside the folder.
     """
-    path = group_file(folder, key)
+    path = folder / group_path(key)
     try:
         status = path.stat()
     except OSError:
@@ -222,11 +267,3 @@ def check_shards(shards: Iterable[ShardInfo], path: Path) -> None:
                 f"{path} is damaged: shards[{number}].sha256 is {shard.sha256!a:.40}",
                 remedy="remove the folder, and build again",
             )
-
-
-def sum_counts(ledgers: Iterable[Ledger]) -> Ledger:
-    """Return the sum of ledgers."""
-    counts: Counter[str] = Counter()
-    for ledger in ledgers:
-        counts.update(ledger.to_counts())
-    return Ledger.from_counts(counts)

@@ -46,6 +46,16 @@ _MARKERS = {
 }
 
 
+def group_path(key: str) -> str:
+    """Return the path of the file of a group, relative to the folder of its build."""
+    return f"{GROUP_FOLDER}/{key}.json"
+
+
+def rejected_path(key: str) -> str:
+    """Return the path of the rejected records of a group, relative to the folder of its build."""
+    return f"{REJECTED_FOLDER}/{key}.jsonl"
+
+
 def mark_work_folder(root: Path, *, created: bool) -> None:
     """Write the marker of a work folder, to tell it from a user's folder.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +80,14 @@ class Ledger:
             if dot and isinstance(values.get(group), dict):
                 values[group][reason] = number
         return cls(**values)
+
+    @classmethod
+    def sum(cls, ledgers: Iterable[Ledger]) -> Ledger:
+        """Return the sum of ledgers."""
+        counts: Counter[str] = Counter()
+        for ledger in ledgers:
+            counts.update(ledger.to_counts())
+        return cls.from_counts(counts)
 
     def to_counts(self) -> Counter[str]:
         """Return the ledger as flat, summable counts; inverse of `from_counts`."""

@@ -17,14 +17,21 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import xxhash
 
 from sftprep.config.validation import check_local_path
 from sftprep.core.regular_files import read_regular_file
 from sftprep.errors import ManifestError
-from sftprep.shards.group import Group, InputInfo, ShardInfo, check_shards, read_group
+from sftprep.shards.group import (
+    Group,
+    GroupEntry,
+    InputInfo,
+    ShardInfo,
+    check_shards,
+    read_group,
+)
 from sftprep.shards.json_fields import (
     NOT_STORED,
     FieldError,
@@ -37,10 +44,6 @@ from sftprep.shards.ledger import Ledger
 
 FORMAT_VERSION = "2.0"
 _READ_MAJORS = ("1", "2")
-if TYPE_CHECKING:
-    PackCounts = array[int]
-else:
-    PackCounts = array  # before Python 3.12, it is not generic when the program runs
 _CHECKSUM = re.compile(rb',\n "checksum": "([0-9a-f]{32})"\n}\n\Z')
 
 
@@ -54,21 +57,6 @@ class SourceInfo:
     sequences: int  # that were packed, and their tokens
     tokens: int
     trained_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class GroupEntry:
-    """The entry of a group in the manifest."""
-
-    key: str  # 16 hex digits, see `Group.key`
-    digest: str  # SHA-256 of the file of the group, in hex
-    packs: PackCounts  # of each shard
-    tokens: int
-    trained_tokens: int
-    bytes: int  # of all shards
-    # The lines of its first input in the groups before it: a large file belongs to several groups.
-    lines_before: int = 0
-    rejected: str = ""  # SHA-256 of the file of its rejected records; "" without such a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +107,16 @@ class Manifest:
         It pins every byte of the build.
         """
         return self.file_digest or sha256(self.to_json()).hexdigest()
+
+    @property
+    def num_shards(self) -> int:
+        """The number of shards of all groups, whose files are not read."""
+        return sum(len(entry.packs) for entry in self.groups)
+
+    @property
+    def shard_bytes(self) -> int:
+        """The size of all shards."""
+        return sum(entry.bytes for entry in self.groups)
 
     @property
     def has_slices(self) -> bool:
@@ -206,32 +204,28 @@ class Manifest:
         """Return the file and the 1-based line of a record.
 
         Args:
-            origin: The origin of the record, see `Group.locate`. Before version 2.0, it is the
-                number of lines before the record, in all inputs.
+            origin: The origin of the record, see `Group.locate`.
             pack: The index of a pack with the record: each group numbers its slices.
 
         Raises:
             IndexError: No record has this origin.
         """
-        if self.single_group is not None:
-            return _locate_by_ordinal(self.single_group.inputs, origin)
         number = bisect_right([*accumulate(sum(entry.packs) for entry in self.groups)], pack)
         if not pack >= 0 or number == len(self.groups):
             raise IndexError(f"pack {pack} of {self.rows}")
+        return self.locate_in_group(origin, number)
+
+    def locate_in_group(self, origin: int, number: int) -> tuple[str, int]:
+        """Return the file and the 1-based line of a record in the group of a number.
+
+        Raises:
+            IndexError: No record has this origin.
+        """
         group = self.read_group(number)
         path, line = group.locate(origin)
         first = group.inputs[0]
         is_continued = first.start and path == first.path
         return path, line + (self.groups[number].lines_before if is_continued else 0)
-
-
-def _locate_by_ordinal(inputs: tuple[InputInfo, ...], origin: int) -> tuple[str, int]:
-    starts = [info.first_ordinal for info in inputs]
-    # An input without lines has the same first ordinal as the next one; bisect_right skips it.
-    index = bisect_right(starts, origin) - 1
-    if index < 0 or not 0 <= origin - starts[index] < inputs[index].lines:
-        raise IndexError(f"no record has the ordinal {origin}")
-    return inputs[index].path, origin - starts[index] + 1
 
 
 def seal(content: bytes) -> bytes:
@@ -359,18 +353,10 @@ def _parse_version_1(values: dict[str, Any], path: Path) -> Manifest:
     group: Group = parse_fields(Group, of_group, "")
     check_shards(group.shards, path)
     digests = (bytes.fromhex(shard.sha256) for shard in group.shards)
-    entry = GroupEntry(
-        key="",
-        digest="",
-        packs=array("q", [shard.rows for shard in group.shards]),
-        tokens=group.tokens,
-        trained_tokens=group.trained_tokens,
-        bytes=sum(shard.bytes for shard in group.shards),
-    )
     manifest: Manifest = parse_fields(Manifest, {**values, "groups": []}, "")
     return dataclasses.replace(
         manifest,
-        groups=(entry,),
+        groups=(GroupEntry.of(group, ""),),
         single_group=group,
         data_digest=sha256(b"".join(digests)).hexdigest(),
     )

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sftprep.errors import ConfigError, setting
-from sftprep.shards.group import Block, InputInfo, ShardInfo
+from sftprep.shards.group import Block, GroupEntry, InputInfo, PackCounts, ShardInfo
 from sftprep.shards.layout import LARGEST_MANIFEST
-from sftprep.shards.manifest import GroupEntry, Manifest, PackCounts
+from sftprep.shards.manifest import Manifest
 from sftprep.shards.schema import BLOCK_PACKS
 
 # The largest count that is assumed: that of a group cannot be larger.
@@ -116,8 +116,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     content = manifest.to_json()
     if len(content) > LARGEST_MANIFEST:
         known = {"config": manifest.config, "chat_template": manifest.chat_template}
-        shards = sum(len(entry.packs) for entry in manifest.groups)
-        sizes = manifest_sizes(known, len(manifest.groups), shards)
+        sizes = manifest_sizes(known, len(manifest.groups), manifest.num_shards)
         raise _too_large(len(content), sizes, "the manifest of this build")
     return content
 

@@ -76,7 +76,7 @@ def open_shards(folder: str | os.PathLike[str], *, verify: bool = True) -> Shard
             f" lists have {listed_rows}",
             remedy=BUILD_AGAIN,
         )
-    if sum(len(entry.packs) for entry in manifest.groups) <= _CHECKED_AT_OPEN:
+    if manifest.num_shards <= _CHECKED_AT_OPEN:
         for info in manifest.shards:
             check_size(root / SHARD_FOLDER / info.name, info)
     return Shards(root, manifest, verify=verify)
@@ -147,23 +147,31 @@ class Shards:
             sequence: The index of the sequence in the pack.
         """
         columns, row = self._find(index)
-        pack = index + len(self) if index < 0 else index
-        return self.manifest.locate(int(columns.row("origin", row)[sequence]), pack)
+        group = self._find_group(self._find_shard(index)[0])
+        return self.manifest.locate_in_group(int(columns.row("origin", row)[sequence]), group)
 
     def _find(self, index: int) -> tuple[_Columns, int]:
-        """Open the shard of a pack, and return it with the row of the pack."""
-        pack = index + len(self) if index < 0 else index
-        if not 0 <= pack < len(self):
-            raise IndexError(f"pack {index} of {len(self)}")
-        shard = int(np.searchsorted(self._ends, pack, side="right"))
+        """Open the block of a pack, and return it with the row of the pack."""
+        shard, pack = self._find_shard(index)
         if shard in self._mapped:
             self._mapped.move_to_end(shard)
         else:
             self._mapped[shard] = self._map(shard)
             if len(self._mapped) > _MOST_MAPPED:
                 self._mapped.popitem(last=False)
-        first = int(self._ends[shard - 1]) if shard else 0
-        return self._mapped[shard].find(pack - first)
+        return self._mapped[shard].find(pack)
+
+    def _find_shard(self, index: int) -> tuple[int, int]:
+        """Return the number of the shard of a pack, and the number of the pack in the shard."""
+        pack = index + len(self) if index < 0 else index
+        if not 0 <= pack < len(self):
+            raise IndexError(f"pack {index} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, pack, side="right"))
+        return shard, pack - (int(self._ends[shard - 1]) if shard else 0)
+
+    def _find_group(self, shard: int) -> int:
+        """Return the number of the group of a shard."""
+        return int(np.searchsorted(self._group_ends, shard, side="right"))
 
     def _map(self, shard: int) -> _MappedShard:
         """Map a shard; the blocks that this object has checked before are not checked again."""
@@ -180,7 +188,7 @@ class Shards:
 
     def _find_info(self, shard: int) -> ShardInfo:
         """Return the entry of a shard, from the file of its group."""
-        group = int(np.searchsorted(self._group_ends, shard, side="right"))
+        group = self._find_group(shard)
         number = shard - (int(self._group_ends[group - 1]) if group else 0)
         infos = self.manifest.read_group(group).shards
         packs = self.manifest.groups[group].packs

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from sftprep.core.regular_files import open_regular_file
 from sftprep.errors import ManifestError, ShardError
-from sftprep.shards.group import Group, ShardInfo, sum_counts
-from sftprep.shards.layout import EVAL_FOLDER, REJECTED_FOLDER, SHARD_FOLDER
+from sftprep.shards.group import Group, GroupEntry, ShardInfo
+from sftprep.shards.layout import EVAL_FOLDER, SHARD_FOLDER, rejected_path
 from sftprep.shards.ledger import Ledger
-from sftprep.shards.manifest import GroupEntry, Manifest, read_manifest
+from sftprep.shards.manifest import Manifest, read_manifest
 from sftprep.shards.schema import ORIGIN_BITS, numpy_view, position_dtype
 from sftprep.shards.shard_file import ShardFile
 from sftprep.shards.writer import count_targets, make_position_ids
@@ -65,7 +65,7 @@ def verify(
     root = Path(folder)
     manifest = read_manifest(root)
     result = Verification(root)
-    num_shards = sum(len(entry.packs) for entry in manifest.groups)
+    num_shards = manifest.num_shards
     totals: Counter[str] = Counter()
     data_digest = sha256()
     for number, entry in enumerate(manifest.groups):
@@ -123,24 +123,13 @@ def _find_entry_problems(
     root: Path, entry: GroupEntry, group: Group, manifest: Manifest
 ) -> list[str]:
     """Return the differences between a group, its entry in the manifest, and its files."""
-    found = (
-        [*entry.packs],
-        entry.tokens,
-        entry.trained_tokens,
-        entry.bytes,
-        manifest.max_length,
-    )
-    expected = (
-        [shard.rows for shard in group.shards],
-        group.tokens,
-        group.trained_tokens,
-        sum(shard.bytes for shard in group.shards),
-        group.max_length,
-    )
     problems = []
-    if found != expected:
+    expected = GroupEntry.of(
+        group, entry.digest, lines_before=entry.lines_before, rejected=entry.rejected
+    )
+    if (entry, manifest.max_length) != (expected, group.max_length):
         problems.append(f"the entry of group {entry.key} in the manifest is not that of its file")
-    rejected = root / REJECTED_FOLDER / f"{entry.key}.jsonl"
+    rejected = root / rejected_path(entry.key)
     if manifest.has_slices and _file_digest(rejected) != entry.rejected:
         problems.append(f"{rejected} is not what was written")
     return problems
@@ -178,7 +167,7 @@ def _find_input_problems(group: Group, manifest: Manifest) -> list[str]:
         for info in group.inputs
         for equation in info.accounting.check()
     ]
-    if sum_counts(info.accounting for info in group.inputs) != group.accounting:
+    if Ledger.sum(info.accounting for info in group.inputs) != group.accounting:
         problems.append("the ledgers of the inputs do not sum to that of the build")
     return problems
 

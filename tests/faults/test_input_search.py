@@ -225,8 +225,7 @@ def test_shards_of_a_build_without_its_manifest_are_logged(build_into, tmp_path,
     for named in (root / "shards", root / "shards" / "*", *SHARDS_BY_NAME):
         caplog.clear()
         assert find_files((str(tmp_path / named),)) == shards
-        # "**" looks into the folder of the groups too.
-        assert "**" in str(named) or not caplog.records
+        assert not caplog.records
     # Other data in a folder of that name is read.
     Path(shards[0]).write_bytes(ROWS)
     assert len(find_files((str(tmp_path / "in"),))) == 2

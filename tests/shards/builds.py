@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from array import array
 from collections.abc import Callable
 from hashlib import sha256
 from itertools import pairwise
@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from sftprep.core.ragged import to_offsets
-from sftprep.shards.group import Group, InputInfo, ShardInfo, group_file
-from sftprep.shards.layout import GROUP_FOLDER, MANIFEST_NAME, SHARD_FOLDER
+from sftprep.shards.group import Group, GroupEntry, InputInfo, ShardInfo
+from sftprep.shards.layout import GROUP_FOLDER, MANIFEST_NAME, SHARD_FOLDER, group_path
 from sftprep.shards.ledger import Ledger
-from sftprep.shards.manifest import FORMAT_VERSION, GroupEntry, Manifest, seal
+from sftprep.shards.manifest import FORMAT_VERSION, Manifest, seal
 from sftprep.shards.writer import ShardRows, write_shard
 
 MAX_LENGTH = 16
@@ -46,46 +46,55 @@ def write_build(
     """
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
-    entries = []
+    groups = []
     for number, first in enumerate(range(0, len(packs), group_rows or len(packs))):
         own = packs[first : first + (group_rows or len(packs))]
         group, content = write_group(
             root, number, own, rng, shard_rows, position_ids=position_ids, max_length=max_length
         )
         rows += content
-        entries.append(entry_of(root, group))
-    tokens = sum(entry.tokens for entry in entries)
-    trained = sum(entry.trained_tokens for entry in entries)
-    sequences = sum(map(len, packs))
+        groups.append(group)
+    tokenizer = {
+        "name": "t",
+        "fingerprint": "f",
+        "vocab_size": 100,
+        "max_id": 99,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    write_manifest(root, groups, tokenizer)
+    return rows
+
+
+def write_manifest(
+    root: Path, groups: list[Group], tokenizer: dict[str, Any], chat_template: str | None = None
+) -> None:
+    """Write the files of groups, whose shards are written, and the manifest of a build."""
+    (root / GROUP_FOLDER).mkdir()
+    entries, digests = [], sha256()
+    for group in groups:
+        (root / group_path(group.key)).write_bytes(group.to_json())
+        entries.append(GroupEntry.of(group, sha256(group.to_json()).hexdigest()))
+        for shard in group.shards:
+            digests.update(bytes.fromhex(shard.sha256))
     manifest = Manifest(
         config={},
         config_digest="",
-        tokenizer={
-            "name": "t",
-            "fingerprint": "f",
-            "vocab_size": 100,
-            "max_id": 99,
-            "eos_token_id": 1,
-            "pad_token_id": 0,
-        },
-        chat_template=None,
+        tokenizer=tokenizer,
+        chat_template=chat_template,
         encoder={},
         template={},
-        accounting=balanced(sequences, tokens, trained),
+        accounting=Ledger.sum(group.accounting for group in groups),
         plan={},
-        max_length=max_length,
-        rows=len(packs),
-        tokens=tokens,
-        trained_tokens=trained,
+        max_length=groups[0].max_length,
+        rows=sum(group.rows for group in groups),
+        tokens=sum(group.tokens for group in groups),
+        trained_tokens=sum(group.trained_tokens for group in groups),
         sftprep_version="0",
+        data_digest=digests.hexdigest(),
         groups=tuple(entries),
-        folder=root,
     )
-    digests = b"".join(bytes.fromhex(shard.sha256) for shard in manifest.shards)
-    values = json.loads(manifest.to_json())
-    values["data_digest"] = sha256(digests).hexdigest()
-    write_sealed(root / MANIFEST_NAME, values)
-    return rows
+    (root / MANIFEST_NAME).write_bytes(manifest.to_json())
 
 
 def write_group(
@@ -98,10 +107,9 @@ def write_group(
     position_ids: bool,
     max_length: int,
 ) -> tuple[Group, list[dict[str, Any]]]:
-    """Write the shards and the file of a group; return it with the content of its packs."""
+    """Write the shards of a group; return it with the content of its packs."""
     key = f"{number:016x}"
     (root / SHARD_FOLDER / key).mkdir(parents=True)
-    (root / GROUP_FOLDER).mkdir(exist_ok=True)
     rows, infos, line = [], [], 0
     for index, first in enumerate(range(0, len(packs), shard_rows)):
         own = packs[first : first + shard_rows]
@@ -122,39 +130,28 @@ def write_group(
             max_length=max_length,
             position_ids=position_ids,
         )
-        infos.append(ShardInfo(**{**fields_of(info), "name": f"{key}/{info.name}"}))
+        infos.append(info)
         rows += contents(shard, own)
     tokens, trained = sum(i.tokens for i in infos), sum(i.trained_tokens for i in infos)
     ledger = balanced(line, tokens, trained)
-    group = Group(
+    inputs = (InputInfo("a.jsonl", 1, "", "text", line, line, accounting=ledger, slices=(line,)),)
+    return group_of(key, infos, max_length, inputs=inputs, max_id=99, accounting=ledger), rows
+
+
+def group_of(key: str, shards: list[ShardInfo], max_length: int, **fields: Any) -> Group:
+    """Return a group with shards that were written to the folder of its key."""
+    named = (dataclasses.replace(info, name=f"{key}/{info.name}") for info in shards)
+    return Group(
         key=key,
         config_digest="",
         max_length=max_length,
-        inputs=(
-            InputInfo("a.jsonl", 1, "", "text", line, line, accounting=ledger, slices=(line,)),
-        ),
-        accounting=ledger,
         lengths={},
         plan={},
         template={},
-        max_id=99,
-        shards=tuple(infos),
+        shards=tuple(named),
         sftprep_version="0",
         format_version=FORMAT_VERSION,
-    )
-    group_file(root, key).write_bytes(group.to_json())
-    return group, rows
-
-
-def entry_of(root: Path, group: Group) -> GroupEntry:
-    """Return the entry of a group, whose file is written."""
-    return GroupEntry(
-        key=group.key,
-        digest=sha256(group_file(root, group.key).read_bytes()).hexdigest(),
-        packs=array("q", [shard.rows for shard in group.shards]),
-        tokens=group.tokens,
-        trained_tokens=group.trained_tokens,
-        bytes=sum(shard.bytes for shard in group.shards),
+        **fields,
     )
 
 
@@ -168,11 +165,6 @@ def balanced(sequences: int, tokens: int, trained: int) -> Ledger:
         tokens=tokens,
         trained_tokens=trained,
     )
-
-
-def fields_of(info: ShardInfo) -> dict[str, Any]:
-    """Return the fields of the entry of a shard."""
-    return {name: getattr(info, name) for name in info.__slots__}
 
 
 def contents(shard: ShardRows, packs: list[list[int]]) -> list[dict[str, Any]]:
@@ -208,7 +200,7 @@ def rewritten(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """
     values = json.loads((root / MANIFEST_NAME).read_bytes())
     entry = values["groups"][0]
-    path = group_file(root, entry["key"])
+    path = root / group_path(entry["key"])
     group = json.loads(path.read_bytes())
     values |= {name: group.pop(name) for name in ("inputs", "shards") if name in group}
     change(values)

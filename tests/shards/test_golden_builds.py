@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from sftprep import open_shards, verify
+from sftprep import open_shards, read_manifest, verify
+from sftprep.report.summary import source_ledgers
+from sftprep.shards.length_advice import advise_length
 from sftprep.shards.reader import Shards
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -36,6 +39,24 @@ def describe(shards: Shards) -> dict[str, Any]:
         "trained_tokens": manifest.trained_tokens,
         "packs": packs,
     }
+
+
+def test_what_an_older_version_lacks_is_empty() -> None:
+    (name,) = (name for name, content in EXPECTED.items() if content["version"] == "1.0")
+    manifest = read_manifest(GOLDEN / name)
+    assert (manifest.eval, manifest.lengths, manifest.sources) == ({}, {}, ())
+    assert advise_length(manifest) is None
+    assert [name for name, _ in source_ledgers(manifest)] == [i.path for i in manifest.inputs]
+
+
+def test_a_later_minor_version_is_read(tmp_path: Path) -> None:
+    name = next(name for name, content in EXPECTED.items() if content["version"] == "1.1")
+    folder = tmp_path / "b"
+    shutil.copytree(GOLDEN / name, folder)
+    values = json.loads((folder / "manifest.json").read_bytes())
+    later = values | {"format_version": "1.7", "a_later_field": 1}
+    (folder / "manifest.json").write_text(json.dumps(later))
+    assert len(open_shards(folder)) == values["rows"]
 
 
 def test_every_golden_build_has_expectations() -> None:

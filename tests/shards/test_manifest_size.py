@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from sftprep.errors import ConfigError
 from sftprep.shards import manifest_size as manifest_module
-from sftprep.shards.group import Block, Group, InputInfo, ShardInfo
+from sftprep.shards.group import Block, Group, GroupEntry, InputInfo, ShardInfo
 from sftprep.shards.ledger import Ledger
-from sftprep.shards.manifest import GroupEntry, Manifest
+from sftprep.shards.manifest import Manifest
 from sftprep.shards.manifest_size import (
     check_group_size,
     check_manifest_size,

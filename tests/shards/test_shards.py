@@ -13,7 +13,7 @@ from sftprep.errors import ManifestError, ShardError
 from sftprep.shards.group import Group, InputInfo
 from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
 from sftprep.shards.ledger import Ledger
-from sftprep.shards.manifest import Manifest, read_manifest
+from sftprep.shards.manifest import read_manifest
 from sftprep.shards.reader import open_shards
 from sftprep.shards.verify import verify
 from sftprep.shards.writer import count_targets
@@ -171,8 +171,8 @@ def test_a_folder_that_is_not_a_build_is_an_error(tmp_path):
             open_shards(tmp_path / "b")
 
 
-def group_of(*inputs: InputInfo) -> Group:
-    return Group("", "", 1, inputs, Ledger(), {}, {}, {}, 0, (), "0", "2.0")
+def group_of(*inputs: InputInfo, version: str = "2.0") -> Group:
+    return Group("", "", 1, inputs, Ledger(), {}, {}, {}, 0, (), "0", version)
 
 
 def test_an_origin_is_found_in_its_slice():
@@ -195,10 +195,10 @@ def test_an_ordinal_of_an_earlier_format_is_found_in_its_file():
         *(
             InputInfo(p, 0, "", "text", lines, lines, first)
             for p, first, lines in [("a", 0, 2), ("b", 2, 0), ("c", 2, 3)]
-        )
+        ),
+        version="1.1",
     )
-    manifest = Manifest({}, "", {}, None, {}, {}, Ledger(), {}, 1, 0, 0, 0, "0", single_group=group)
-    assert [manifest.locate(k) for k in range(5)] == [
+    assert [group.locate(k) for k in range(5)] == [
         ("a", 1),
         ("a", 2),
         ("c", 1),
@@ -207,4 +207,4 @@ def test_an_ordinal_of_an_earlier_format_is_found_in_its_file():
     ]
     for outside in (-1, 5):
         with pytest.raises(IndexError):
-            manifest.locate(outside)
+            group.locate(outside)

@@ -13,7 +13,7 @@ import xxhash
 
 from sftprep.config.build import BuildConfig, FormatConfig
 from sftprep.config.validation import SeriousOmission
-from sftprep.core.atomic_write import storage_errors, write_file
+from sftprep.core.atomic_write import create_folder, write_file
 from sftprep.core.types import Rejected
 from sftprep.errors import EmptyInput, RecordError, TooManyRejected, setting, source_name
 from sftprep.pipeline.groups.selection import BuildSplit
@@ -129,12 +129,9 @@ def _first_lines(parts: list[PartitionResult], ledger: Ledger) -> dict[str, int]
     return found
 
 
-def sum_ledgers(items: list[Ledger]) -> Ledger:
+def sum_ledgers(ledgers: Iterable[Ledger]) -> Ledger:
     """Return the sum of the ledgers of several inputs, and check that it balances."""
-    counts: Counter[str] = Counter()
-    for item in items:
-        counts.update(item.to_counts())
-    summed = Ledger.from_counts(counts)
+    summed = Ledger.sum(ledgers)
     wrong = summed.check()
     if wrong:
         raise RuntimeError(
@@ -166,8 +163,7 @@ def write_rejected(
         for number, line, record in _locate_rejected(parts, duplicates)
     ]
     if lines:
-        with storage_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        create_folder(path.parent)
         write_file(path, lambda file: file.writelines(lines))
     else:
         path.unlink(missing_ok=True)

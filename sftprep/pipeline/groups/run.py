@@ -7,13 +7,14 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from sftprep.core.atomic_write import storage_errors, write_bytes
+from sftprep.core.atomic_write import create_folder, write_bytes
 from sftprep.core.hashing import digest, hash64
 from sftprep.packing.strategies import SMALL, pack_lengths
 from sftprep.pipeline.executors.base import Executor, map_checked
@@ -27,7 +28,12 @@ from sftprep.pipeline.groups.ledgers import (
     sum_ledgers,
     write_rejected,
 )
-from sftprep.pipeline.groups.selection import BuildSplit, UsableSequences, select_sequences
+from sftprep.pipeline.groups.selection import (
+    BuildSplit,
+    SequenceTable,
+    UsableSequences,
+    select_sequences,
+)
 from sftprep.pipeline.groups.task import EvaluationPart, GroupDone, GroupTask
 from sftprep.pipeline.passes.sequence_stats import describe_lengths
 from sftprep.pipeline.passes.shard_pass import Progress, WrittenPacks, write_packs
@@ -38,8 +44,9 @@ from sftprep.pipeline.passes.tokenize_pass import (
     tokenize_pipelined,
 )
 from sftprep.pipeline.prepare.manifest_fields import count_rendering
-from sftprep.shards.group import Group, InputInfo, group_file
-from sftprep.shards.layout import REJECTED_FOLDER, SHARD_FOLDER
+from sftprep.shards.group import Group, InputInfo
+from sftprep.shards.layout import SHARD_FOLDER, group_path, rejected_path
+from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import FORMAT_VERSION
 from sftprep.shards.manifest_size import check_group_size
 from sftprep.sources.partition import cut
@@ -74,7 +81,6 @@ def run_group(
         infos = make_input_infos(splits[0], task)
         key, file_digest = write_group(task, splits[0], infos, recipe_keys, executor, progress)
     return GroupDone(
-        number=task.number,
         key=key,
         digest=file_digest,
         evaluation=evaluation,
@@ -96,7 +102,7 @@ def count_usable(task: GroupTask, executor: Executor, on_bytes: OnBytes) -> NDAr
 def hash_records(task: GroupTask, executor: Executor, on_bytes: OnBytes) -> None:
     """Write the hashes of the records of a group, for the search for duplicates."""
     parts = tokenize_group(task, executor, on_bytes)
-    table = UsableSequences.find(parts, task).table
+    table = SequenceTable.from_parts(parts, task)
     path = hash_file(task.settings.work, task.number)
     write_hashes(path, table.record, table.exact_hashes, table.near_hashes)
 
@@ -215,16 +221,10 @@ def write_group(
         StorageError: A file cannot be written.
     """
     config, limit = task.settings.config, task.settings.limit
-    ledger = sum_ledgers([info.accounting for info in infos])
-    config_digest = digest(
-        limit.max_length,
-        dataclasses.asdict(config.pack),
-        config.output.position_ids,
-        config.output.shard_tokens,
-    )
+    ledger = sum_ledgers(info.accounting for info in infos)
     records = _digest_records(task, split, recipe_keys)
-    key = digest(config_digest, records)[:16]
-    rejected = task.staging / REJECTED_FOLDER / f"{key}.jsonl"
+    key = digest(_digest_config(task), records)[:16]
+    rejected = task.staging / rejected_path(key)
     write_rejected(split.parts, split.duplicates, [info.path for info in infos], rejected)
     if task.is_only:
         check_rejected(ledger, [rejected], config)
@@ -240,31 +240,26 @@ def write_group(
         partial(check_group_size, infos),
         seed=hash64(config.pack.seed, int(records[:16], 16)),
     )
-    content = _describe_group(task, split, infos, packs, (key, config_digest)).to_json()
-    path = group_file(task.staging, key)
-    with storage_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, content)
-    return key, sha256(content).hexdigest()
+    group = _describe_group(task, split, infos, ledger, packs, key)
+    return key, _write_group_file(task.staging, group)
 
 
 def _describe_group(
     task: GroupTask,
     split: BuildSplit,
     infos: tuple[InputInfo, ...],
+    ledger: Ledger,
     packs: WrittenPacks,
-    digests: tuple[str, str],
+    key: str,
 ) -> Group:
-    """Return the content of the file of a group; `digests` are its key and `config_digest`."""
-    key, config_digest = digests
-    ledger = sum_ledgers([info.accounting for info in infos])
+    limit = task.settings.limit
     return Group(
         key=key,
-        config_digest=config_digest,
-        max_length=task.settings.limit.max_length,
+        config_digest=_digest_config(task),
+        max_length=limit.max_length,
         inputs=infos,
         accounting=ledger,
-        lengths=describe_lengths((part.whole_lengths for part in split.parts), task.settings.limit),
+        lengths=describe_lengths((part.whole_lengths for part in split.parts), limit),
         plan=_describe_plan(packs, ledger.sequences),
         template=count_rendering(part.counts for part in split.parts),
         max_id=packs.max_id,
@@ -273,6 +268,24 @@ def _describe_group(
         ),
         sftprep_version=__version__,
         format_version=FORMAT_VERSION,
+    )
+
+
+def _write_group_file(folder: Path, group: Group) -> str:
+    """Write the file of a group, and return its SHA-256 in hex."""
+    path, content = folder / group_path(group.key), group.to_json()
+    create_folder(path.parent)
+    write_bytes(path, content)
+    return sha256(content).hexdigest()
+
+
+def _digest_config(task: GroupTask) -> str:
+    config = task.settings.config
+    return digest(
+        task.settings.limit.max_length,
+        dataclasses.asdict(config.pack),
+        config.output.position_ids,
+        config.output.shard_tokens,
     )
 
 

@@ -131,7 +131,6 @@ class GroupDone:
     """The result of a group; its manifest is in the file that `key` names.
 
     Attributes:
-        number: The number of the group in the build.
         key: The key of the group; "" for a group of evaluation records, which has no files.
         digest: The SHA-256 of its file.
         evaluation: Its evaluation records, if there are any.
@@ -140,7 +139,6 @@ class GroupDone:
         unread_columns: Of each input, the columns with content that the format does not read.
     """
 
-    number: int
     key: str
     digest: str
     evaluation: EvaluationPart | None

@@ -31,11 +31,13 @@ from sftprep.shards.layout import (
     REJECTED_FOLDER,
     SHARD_FOLDER,
     WORK_FOLDER,
+    group_path,
     has_work_folder,
     is_build_folder,
     is_file,
     is_folder,
     manifest_file,
+    rejected_path,
 )
 from sftprep.shards.manifest import Manifest, read_manifest
 from sftprep.shards.ownership import committed_names, is_final_file, is_work_file
@@ -235,8 +237,8 @@ def _add_paths(
     for number, entry in enumerate(manifest.groups):
         shards = f"{prefix}{SHARD_FOLDER}/{entry.key}"
         if manifest.has_slices:
-            listed.add(f"{prefix}{GROUP_FOLDER}/{entry.key}.json")
-            to_examine.add(f"{prefix}{REJECTED_FOLDER}/{entry.key}.jsonl")
+            listed.add(prefix + group_path(entry.key))
+            to_examine.add(prefix + rejected_path(entry.key))
         else:
             to_examine.add(_OLD_REJECTED_NAME)
         try:

@@ -40,20 +40,20 @@ from sftprep.shards.layout import (
     BUILD_FOLDERS,
     COMMIT_NAME,
     EVAL_FOLDER,
-    GROUP_FOLDER,
     LOCK_NAME,
     MANIFEST_NAME,
     MARKER_NAME,
     RECIPE_PATTERN,
-    REJECTED_FOLDER,
     SHARD_FOLDER,
     SPILL_PATTERN,
     WORK_FOLDER,
+    group_path,
     has_work_folder,
     is_file,
     is_folder,
     is_work_folder_created,
     mark_work_folder,
+    rejected_path,
 )
 from sftprep.shards.locks import exclusive
 from sftprep.shards.manifest import Manifest
@@ -156,8 +156,8 @@ def _staged_files(work: Path, prefix: str, manifest: Manifest) -> list[tuple[Pat
         manifest: Its manifest.
     """
     names = [f"{SHARD_FOLDER}/{shard.name}" for shard in manifest.shards]
-    names += [f"{REJECTED_FOLDER}/{entry.key}.jsonl" for entry in manifest.groups if entry.rejected]
-    names += [f"{GROUP_FOLDER}/{entry.key}.json" for entry in manifest.groups]
+    names += [rejected_path(entry.key) for entry in manifest.groups if entry.rejected]
+    names += [group_path(entry.key) for entry in manifest.groups]
     return [(work / f"{prefix}{name}", f"{prefix}{name}") for name in names]
 
 

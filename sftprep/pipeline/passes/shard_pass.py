@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.config.build import BuildConfig
-from sftprep.core.atomic_write import storage_errors
+from sftprep.core.atomic_write import create_folder
 from sftprep.core.hashing import seeded_permutation
 from sftprep.core.ragged import Ragged, to_offsets
 from sftprep.core.types import Flag
@@ -94,8 +94,7 @@ def write_packs(
     else:
         # Best-fit decreasing opens packs in the order of length, so packs are shuffled.
         order = seeded_permutation(plan.num_bins, seed)
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    create_folder(folder)
     tasks = _ShardTasks(split, plan, order, config, max_length, folder, spills)
     check_size(len(tasks), plan.num_bins)
     shards: dict[int, _WrittenShard] = {}

@@ -276,7 +276,7 @@ class FolderSearch:
                 lost = "" if is_build(os.path.dirname(real)) else " without a manifest"
                 reason = f"shards of a build{lost}, which are read only if they are named"
             elif has_groups(real):
-                reason = "files of a build"
+                return False  # metadata of a build, like its manifest
         if reason is not None:
             self.skip(reason, folder)
         return reason is None

@@ -34,7 +34,13 @@ def make_tasks(
         ConfigError: The build must be one group, and the groups run on other machines.
         InputUnreadable: A table cannot be read.
     """
-    _check_far(setup, config, is_far=is_far)
+    reasons = _one_group_reasons(setup, config)
+    if is_far and reasons:
+        raise ConfigError(
+            f"{' and '.join(reasons)} cannot be used on several machines: all records are read in"
+            " order",
+            remedy=[f"use {setting('executor', 'local')}", f"leave out {reasons[0]}"],
+        )
     sources = [each.source for each in setup.inputs]
     # The settings without the names of the inputs, of which there may be a million.
     evaluation = dataclasses.replace(config.evaluation, eval_input=())
@@ -48,13 +54,15 @@ def make_tasks(
         work=work,
         is_far=is_far,
     )
-    groups = [*_groups(setup, config, evaluation=False)]
+    group_bytes = None if reasons else config.output.group_bytes
+    groups = [*_groups(setup, group_bytes, evaluation=False)]
     tasks = [(members, False) for members in groups]
-    tasks += [(members, True) for members in _groups(setup, config, evaluation=True)]
+    tasks += [(members, True) for members in _groups(setup, group_bytes, evaluation=True)]
+    keys = [recipe.cache_key for recipe in setup.recipes]
     return [
         GroupTask(
             number=number,
-            inputs=tuple(_group_input(member, setup, recipes, is_far) for member in members),
+            inputs=tuple(_group_input(member, setup, recipes, keys, is_far) for member in members),
             settings=settings,
             staging=work,
             evaluation=is_evaluation,
@@ -64,7 +72,16 @@ def make_tasks(
     ]
 
 
-def _groups(setup: Setup, config: BuildConfig, *, evaluation: bool) -> Iterator[list[GroupMember]]:
+def _groups(
+    setup: Setup, group_bytes: int | None, *, evaluation: bool
+) -> Iterator[list[GroupMember]]:
+    """Yield the groups of the training or the evaluation inputs.
+
+    Args:
+        setup: The setup of the build.
+        group_bytes: The size of a group; None for one group.
+        evaluation: Whether to return the evaluation inputs.
+    """
     inputs = [
         (number, each.source, 0 if each.stamp is None else each.stamp[0])
         for number, each in enumerate(setup.inputs)
@@ -72,10 +89,10 @@ def _groups(setup: Setup, config: BuildConfig, *, evaluation: bool) -> Iterator[
     ]
     if not inputs:
         return
-    if _one_group_reasons(setup, config):
+    if group_bytes is None:
         yield [GroupMember(number, source) for number, source, _ in inputs]
     else:
-        yield from cut_groups(inputs, config.output.group_bytes)
+        yield from cut_groups(inputs, group_bytes)
 
 
 def _one_group_reasons(setup: Setup, config: BuildConfig) -> list[str]:
@@ -93,18 +110,12 @@ def _one_group_reasons(setup: Setup, config: BuildConfig) -> list[str]:
     return reasons
 
 
-def _check_far(setup: Setup, config: BuildConfig, *, is_far: bool) -> None:
-    reasons = _one_group_reasons(setup, config)
-    if is_far and reasons:
-        raise ConfigError(
-            f"{' and '.join(reasons)} cannot be used on several machines: all records are read in"
-            " order",
-            remedy=[f"use {setting('executor', 'local')}", f"leave out {reasons[0]}"],
-        )
-
-
 def _group_input(
-    member: GroupMember, setup: Setup, recipes: Sequence[RecipeFile], is_far: bool
+    member: GroupMember,
+    setup: Setup,
+    recipes: Sequence[RecipeFile],
+    keys: Sequence[str],
+    is_far: bool,
 ) -> GroupInput:
     source, number = member.source, member.input
     if is_far:
@@ -116,5 +127,5 @@ def _group_input(
         entry=setup.inputs[number].entry,
         format=setup.formats[number],
         recipe=recipes[recipe],
-        recipe_key=setup.recipes[recipe].cache_key,
+        recipe_key=keys[recipe],
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
@@ -23,10 +22,10 @@ from sftprep.pipeline.prepare.manifest_fields import (
 )
 from sftprep.pipeline.prepare.setup import Setup
 from sftprep.recipe import describe_functions
-from sftprep.shards.group import Group, read_group
-from sftprep.shards.layout import REJECTED_FOLDER
+from sftprep.shards.group import Group, GroupEntry, read_group
+from sftprep.shards.layout import rejected_path
 from sftprep.shards.ledger import Ledger
-from sftprep.shards.manifest import GroupEntry, Manifest, SourceInfo
+from sftprep.shards.manifest import Manifest, SourceInfo
 from sftprep.version import __version__
 
 
@@ -110,7 +109,7 @@ class _Totals:
         self.max_id = -1
         self.shards = sha256()  # of the digests of all shards
         self._sources = {source.name: (source, Counter[str]()) for source in sources}
-        self._last_path, self._last_lines = "", 0  # of the last input
+        self._last_lines = 0  # of the last input
 
     def add(self, group: Group, file_digest: str, staging: Path) -> None:
         """Add a group, after those before it."""
@@ -119,20 +118,10 @@ class _Totals:
         lines_before = self._last_lines if first is not None and first.start else 0
         if group.inputs:
             last = group.inputs[-1]
-            self._last_path = last.path
             self._last_lines = last.lines + (lines_before if last is first else 0)
-        rejected = staging / REJECTED_FOLDER / f"{group.key}.jsonl"
+        rejected = _finish_rejected(staging / rejected_path(group.key), lines_before)
         self.entries.append(
-            GroupEntry(
-                key=group.key,
-                digest=file_digest,
-                packs=array("q", [shard.rows for shard in group.shards]),
-                tokens=group.tokens,
-                trained_tokens=group.trained_tokens,
-                bytes=sum(shard.bytes for shard in group.shards),
-                lines_before=lines_before,
-                rejected=_finish_rejected(rejected, lines_before),
-            )
+            GroupEntry.of(group, file_digest, lines_before=lines_before, rejected=rejected)
         )
         self.counts.update(group.accounting.to_counts())
         self.template.update(group.template)
