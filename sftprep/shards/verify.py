@@ -83,7 +83,10 @@ def verify(
             except ShardError as error:
                 result.problems.append(error.message)
             progress(result.shards, num_shards)
-        result.problems += _find_entry_problems(root, entry, group, manifest)
+        try:
+            result.problems += _find_entry_problems(root, entry, group, manifest)
+        except ShardError as error:
+            result.problems.append(error.message)
         result.problems += _find_input_problems(group, manifest)
     result.problems += [
         f"the ledger of the manifest does not balance: {equation} does not hold"

@@ -13,7 +13,13 @@ import xxhash
 
 from sftprep.cli import main
 from sftprep.errors import ManifestError, ShardError
-from sftprep.shards.layout import GROUP_FOLDER, MANIFEST_NAME, SHARD_FOLDER, has_manifest
+from sftprep.shards.layout import (
+    GROUP_FOLDER,
+    MANIFEST_NAME,
+    SHARD_FOLDER,
+    has_manifest,
+    rejected_path,
+)
 from sftprep.shards.manifest import read_manifest
 from sftprep.shards.reader import open_shards
 from sftprep.shards.verify import verify
@@ -63,6 +69,14 @@ def test_a_shard_that_is_not_a_regular_file_is_an_error(kind, folder):
         open_shards(folder)
     with at_most(5):
         assert any("not a regular file" in problem for problem in verify(folder).problems)
+
+
+def test_rejected_records_that_are_not_a_regular_file_are_a_problem(folder):
+    (folder / "rejected").mkdir()
+    os.mkfifo(folder / rejected_path("0" * 16))
+    with at_most(5):
+        problems = verify(folder).problems
+    assert any("cannot read" in p and "rejected" in p for p in problems)
 
 
 @pytest.mark.parametrize("depth", [900, 200_000])
