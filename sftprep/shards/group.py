@@ -110,6 +110,7 @@ class Group:
     shards: tuple[ShardInfo, ...]
     sftprep_version: str
     format_version: str
+    index_digest: str = ""  # xxh3-128 of the file of its index, in hex; "" before version 2.0
 
     @property
     def rows(self) -> int:

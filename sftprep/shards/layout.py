@@ -51,6 +51,11 @@ def group_path(key: str) -> str:
     return f"{GROUP_FOLDER}/{key}.json"
 
 
+def index_path(key: str) -> str:
+    """Return the path of the index of a group, relative to the folder of its build."""
+    return f"{GROUP_FOLDER}/{key}.index"
+
+
 def rejected_path(key: str) -> str:
     """Return the path of the rejected records of a group, relative to the folder of its build."""
     return f"{REJECTED_FOLDER}/{key}.jsonl"

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sftprep.errors import ManifestError
 from sftprep.shards.group import ShardInfo
 from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
 from sftprep.shards.manifest import Manifest, read_manifest
+from sftprep.shards.pack_index import PackIndex, read_index
 from sftprep.shards.schema import numpy_view, position_dtype
 from sftprep.shards.shard_file import BUILD_AGAIN, FileIdentity, ShardFile, check_size
 from sftprep.shards.writer import make_position_ids
@@ -95,6 +96,8 @@ class Shards:
         packs = [np.frombuffer(entry.packs, dtype=np.int64) for entry in manifest.groups]
         self._ends = np.cumsum(np.concatenate([_NO_PACKS, *packs]))
         self._group_ends = np.cumsum([len(of_group) for of_group in packs])
+        # Index of the first pack of each group.
+        self._group_starts = np.cumsum([0, *(int(of_group.sum()) for of_group in packs)])
         # By number, the last used last.
         self._mapped: OrderedDict[int, _MappedShard] = OrderedDict()
         self._checked: dict[int, _CheckedFile] = {}  # by number of the shard
@@ -138,6 +141,41 @@ class Shards:
         """
         columns, row = self._find(index)
         return columns.row("seq_lengths", row)
+
+    def sizes(self, packs: ArrayLike) -> PackIndex:
+        """Return the sizes of packs, without reading their tokens.
+
+        Args:
+            packs: Integers [n]; the indices of the packs, from 0.
+
+        Returns:
+            The sizes, in the order of `packs`. They are in the files of the groups; in a build
+            before version 2.0, they are counted in the shards.
+
+        Raises:
+            IndexError: There is no such pack.
+            ShardError: A file is missing or damaged.
+        """
+        wanted = np.asarray(packs, dtype=np.int64)
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
+            raise IndexError(f"packs {wanted.min()} to {wanted.max()} of {len(self)}")
+        groups = np.searchsorted(self._group_starts, wanted, side="right") - 1
+        order = np.argsort(groups, kind="stable")
+        found = PackIndex.concatenate(
+            self._sizes_in_group(number, wanted[order[groups[order] == number]])
+            for number in np.unique(groups).tolist()
+        )
+        return found.take(np.argsort(order))
+
+    def _sizes_in_group(self, number: int, packs: NDArray[np.int64]) -> PackIndex:
+        if self.manifest.has_slices:
+            index = read_index(self.root, self.manifest.read_group(number))
+            return index.take(packs - self._group_starts[number])
+        found = []
+        for pack in map(self.__getitem__, packs.tolist()):
+            offsets = np.array([0, len(pack.seq_lengths)])
+            found.append(PackIndex.of(pack.completion_mask, pack.seq_lengths, offsets))
+        return PackIndex.concatenate(found)
 
     def locate(self, index: int, sequence: int) -> tuple[str, int]:
         """Return the file and the 1-based line of the record of a sequence.

@@ -45,10 +45,11 @@ from sftprep.pipeline.passes.tokenize_pass import (
 )
 from sftprep.pipeline.prepare.manifest_fields import count_rendering
 from sftprep.shards.group import Group, InputInfo
-from sftprep.shards.layout import SHARD_FOLDER, group_path, rejected_path
+from sftprep.shards.layout import GROUP_FOLDER, SHARD_FOLDER, group_path, rejected_path
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import FORMAT_VERSION
 from sftprep.shards.manifest_size import check_group_size
+from sftprep.shards.pack_index import write_index
 from sftprep.sources.partition import cut
 from sftprep.version import __version__
 
@@ -240,7 +241,9 @@ def write_group(
         partial(check_group_size, infos),
         seed=hash64(config.pack.seed, int(records[:16], 16)),
     )
-    group = _describe_group(task, split, infos, ledger, packs, key)
+    create_folder(task.staging / GROUP_FOLDER)
+    index_digest = write_index(task.staging, key, packs.index)
+    group = _describe_group(task, split, infos, ledger, packs, key, index_digest)
     return key, _write_group_file(task.staging, group)
 
 
@@ -251,6 +254,7 @@ def _describe_group(
     ledger: Ledger,
     packs: WrittenPacks,
     key: str,
+    index_digest: str,
 ) -> Group:
     limit = task.settings.limit
     return Group(
@@ -268,14 +272,14 @@ def _describe_group(
         ),
         sftprep_version=__version__,
         format_version=FORMAT_VERSION,
+        index_digest=index_digest,
     )
 
 
 def _write_group_file(folder: Path, group: Group) -> str:
     """Write the file of a group, and return its SHA-256 in hex."""
-    path, content = folder / group_path(group.key), group.to_json()
-    create_folder(path.parent)
-    write_bytes(path, content)
+    content = group.to_json()
+    write_bytes(folder / group_path(group.key), content)
     return sha256(content).hexdigest()
 
 

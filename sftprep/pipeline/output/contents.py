@@ -33,6 +33,7 @@ from sftprep.shards.layout import (
     WORK_FOLDER,
     group_path,
     has_work_folder,
+    index_path,
     is_build_folder,
     is_file,
     is_folder,
@@ -44,8 +45,9 @@ from sftprep.shards.ownership import committed_names, is_final_file, is_work_fil
 from sftprep.shards.schema import SHARD_PATTERN
 
 _FINAL_NAME = re.compile(
-    rf"(eval/)?(manifest\.json|{SHARD_FOLDER}/{SHARD_PATTERN}|{GROUP_FOLDER}/{KEY_PATTERN}\.json"
-    rf"|{REJECTED_FOLDER}/{KEY_PATTERN}\.jsonl)|eval/{EVAL_MANIFEST_PATTERN}"
+    rf"(eval/)?(manifest\.json|{SHARD_FOLDER}/{SHARD_PATTERN}"
+    rf"|{GROUP_FOLDER}/{KEY_PATTERN}\.(json|index)|{REJECTED_FOLDER}/{KEY_PATTERN}\.jsonl)"
+    rf"|eval/{EVAL_MANIFEST_PATTERN}"
 )
 """Paths in the output folder to which a commit moves files."""
 _OLD_REJECTED_NAME = "rejected.jsonl"
@@ -237,7 +239,7 @@ def _add_paths(
     for number, entry in enumerate(manifest.groups):
         shards = f"{prefix}{SHARD_FOLDER}/{entry.key}"
         if manifest.has_slices:
-            listed.add(prefix + group_path(entry.key))
+            listed |= {prefix + group_path(entry.key), prefix + index_path(entry.key)}
             to_examine.add(prefix + rejected_path(entry.key))
         else:
             to_examine.add(_OLD_REJECTED_NAME)

@@ -49,6 +49,7 @@ from sftprep.shards.layout import (
     WORK_FOLDER,
     group_path,
     has_work_folder,
+    index_path,
     is_file,
     is_folder,
     is_work_folder_created,
@@ -157,7 +158,7 @@ def _staged_files(work: Path, prefix: str, manifest: Manifest) -> list[tuple[Pat
     """
     names = [f"{SHARD_FOLDER}/{shard.name}" for shard in manifest.shards]
     names += [rejected_path(entry.key) for entry in manifest.groups if entry.rejected]
-    names += [group_path(entry.key) for entry in manifest.groups]
+    names += [path(entry.key) for path in (index_path, group_path) for entry in manifest.groups]
     return [(work / f"{prefix}{name}", f"{prefix}{name}") for name in names]
 
 

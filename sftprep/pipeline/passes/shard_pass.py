@@ -26,6 +26,7 @@ from sftprep.pipeline.executors.base import Executor, map_checked
 from sftprep.pipeline.passes.plan_pass import plan_packs
 from sftprep.pipeline.passes.spill import map_spill, spill_path
 from sftprep.shards.group import ShardInfo
+from sftprep.shards.pack_index import PackIndex
 from sftprep.shards.schema import ORIGIN_BITS
 from sftprep.shards.writer import ShardRows, write_shard
 
@@ -49,12 +50,14 @@ class WrittenPacks:
         order: int64 [packs]; the numbers of the packs in the order in which they are stored.
         shards: The shards.
         max_id: The highest token id; None without a token.
+        index: The sizes of the packs, in the order in which they are stored.
     """
 
     plan: PackPlan
     order: NDArray[np.int64]
     shards: tuple[ShardInfo, ...]
     max_id: int | None
+    index: PackIndex
 
 
 def write_packs(
@@ -88,7 +91,7 @@ def write_packs(
     """
     plan = plan_packs(split.parts, config, max_length, split.take)
     if not plan.num_bins:
-        return WrittenPacks(plan, np.arange(0), (), max_id=None)
+        return WrittenPacks(plan, np.arange(0), (), None, PackIndex.concatenate([]))
     if config.pack.order == "keep":
         order = np.arange(plan.num_bins)
     else:
@@ -101,8 +104,14 @@ def write_packs(
     for shard in map_checked(executor, write_one_shard, tasks):
         shards[shard.index] = shard
         progress("write", len(shards), len(tasks))
-    infos = tuple(shards[index].info for index in range(len(shards)))
-    return WrittenPacks(plan, order, infos, max(shard.max_id for shard in shards.values()))
+    written = [shards[number] for number in range(len(shards))]
+    return WrittenPacks(
+        plan,
+        order,
+        shards=tuple(shard.info for shard in written),
+        max_id=max(shard.max_id for shard in written),
+        index=PackIndex.concatenate(shard.packs for shard in written),
+    )
 
 
 class _ShardTasks:
@@ -297,6 +306,7 @@ class _WrittenShard:
     index: int
     info: ShardInfo
     max_id: int  # the highest token id in it
+    packs: PackIndex
 
 
 def write_one_shard(task: ShardTask) -> _WrittenShard:
@@ -355,7 +365,8 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
         max_length=task.max_length,
         position_ids=task.position_ids,
     )
-    return _WrittenShard(task.index, info, int(ids.max()))
+    index = PackIndex.of(shard.completion_mask, shard.seq_lengths, shard.pack_offsets)
+    return _WrittenShard(task.index, info, int(ids.max()), index)
 
 
 class _ColumnRanges(NamedTuple):
