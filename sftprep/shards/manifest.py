@@ -343,7 +343,7 @@ def _check_checksum(content: bytes) -> None:
 
 def _parse_version_1(values: dict[str, Any], path: Path) -> Manifest:
     """Return a manifest of version 1, which lists all inputs and shards, as one of one group."""
-    of_group = {"template": {}, "key": "", "max_id": 0, "lengths": {}} | {
+    of_group = {"template": {}, "key": "", "max_id": 0, "lengths": {}, "source_lengths": {}} | {
         name: values[name]
         for name in ("inputs", "shards", "accounting", "lengths", "plan", "max_length")
         if name in values

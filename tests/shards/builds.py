@@ -159,6 +159,7 @@ def group_of(key: str, shards: list[ShardInfo], max_length: int, **fields: Any) 
         config_digest="",
         max_length=max_length,
         lengths={},
+        source_lengths={},
         plan={},
         template={},
         shards=tuple(named),

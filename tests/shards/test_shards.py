@@ -172,7 +172,7 @@ def test_a_folder_that_is_not_a_build_is_an_error(tmp_path):
 
 
 def group_of(*inputs: InputInfo, version: str = "2.0") -> Group:
-    return Group("", "", 1, inputs, Ledger(), {}, {}, {}, 0, (), "0", version)
+    return Group("", "", 1, inputs, Ledger(), {}, {}, {}, {}, 0, (), "0", version)
 
 
 def test_an_origin_is_found_in_its_slice():

@@ -35,7 +35,7 @@ from sftprep.pipeline.groups.selection import (
     select_sequences,
 )
 from sftprep.pipeline.groups.task import EvaluationPart, GroupDone, GroupTask
-from sftprep.pipeline.passes.sequence_stats import describe_lengths
+from sftprep.pipeline.passes.sequence_stats import describe_lengths, sum_exact_lengths
 from sftprep.pipeline.passes.shard_pass import Progress, WrittenPacks, write_packs
 from sftprep.pipeline.passes.tokenize_pass import (
     PartitionResult,
@@ -230,6 +230,7 @@ def write_group(
     if task.is_only:
         check_rejected(ledger, [rejected], config)
         check_not_empty(ledger, infos, [rejected], config.format, evaluation=split.evaluation)
+    lengths = _count_lengths(task, split, infos)
     packs = write_packs(
         split,
         config,
@@ -238,12 +239,12 @@ def write_group(
         task.settings.work,
         executor,
         progress,
-        partial(check_group_size, infos),
+        partial(check_group_size, infos, lengths),
         seed=hash64(config.pack.seed, int(records[:16], 16)),
     )
     create_folder(task.staging / GROUP_FOLDER)
     index_digest = write_index(task.staging, key, packs.index)
-    group = _describe_group(task, split, infos, ledger, packs, key, index_digest)
+    group = _describe_group(task, split, infos, ledger, packs, key, index_digest, lengths)
     return key, _write_group_file(task.staging, group)
 
 
@@ -255,6 +256,7 @@ def _describe_group(
     packs: WrittenPacks,
     key: str,
     index_digest: str,
+    lengths: dict[str, Any],
 ) -> Group:
     limit = task.settings.limit
     return Group(
@@ -263,7 +265,7 @@ def _describe_group(
         max_length=limit.max_length,
         inputs=infos,
         accounting=ledger,
-        lengths=describe_lengths((part.whole_lengths for part in split.parts), limit),
+        **lengths,
         plan=_describe_plan(packs, ledger.sequences),
         template=count_rendering(part.counts for part in split.parts),
         max_id=packs.max_id,
@@ -274,6 +276,25 @@ def _describe_group(
         format_version=FORMAT_VERSION,
         index_digest=index_digest,
     )
+
+
+def _count_lengths(
+    task: GroupTask, split: BuildSplit, infos: tuple[InputInfo, ...]
+) -> dict[str, Any]:
+    """Return the fields `lengths` and `source_lengths` of a group."""
+    counts: dict[str, list[NDArray[np.int64]]] = {}
+    for part in split.parts:
+        counts.setdefault(infos[part.partition.input].source, []).append(part.exact_lengths)
+    return {
+        "lengths": describe_lengths(
+            (part.whole_lengths for part in split.parts),
+            (part.exact_lengths for part in split.parts),
+            task.settings.limit,
+        ),
+        "source_lengths": {
+            name: sum_exact_lengths(of_source) for name, of_source in counts.items()
+        },
+    }
 
 
 def _write_group_file(folder: Path, group: Group) -> str:
