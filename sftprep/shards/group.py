@@ -23,7 +23,7 @@ import xxhash
 
 from sftprep.core.regular_files import read_regular_file
 from sftprep.errors import ManifestError
-from sftprep.shards.json_fields import FieldError, parse_fields
+from sftprep.shards.json_fields import FieldError, encode_json, parse_fields
 from sftprep.shards.layout import LARGEST_MANIFEST, group_path
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.schema import ORIGIN_BITS, SHARD_NAME
@@ -136,8 +136,7 @@ class Group:
 
     def to_json(self) -> bytes:
         """Return the bytes of its file: UTF-8 JSON with sorted keys."""
-        text = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False)
-        return f"{text}\n".encode()
+        return f"{encode_json(dataclasses.asdict(self))}\n".encode()
 
     def locate(self, origin: int) -> tuple[str, int]:
         """Return the input and the line of a record, counted from 1 in the range of the input.

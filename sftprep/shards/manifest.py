@@ -13,6 +13,7 @@ import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import accumulate
@@ -36,6 +37,7 @@ from sftprep.shards.json_fields import (
     NOT_STORED,
     FieldError,
     check_field,
+    encode_json,
     is_stored,
     parse_fields,
 )
@@ -178,8 +180,7 @@ class Manifest:
                 del values[declared.name]
         for group in values["groups"]:
             group["packs"] = list(group["packs"])
-        text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False)
-        return seal(text.encode())
+        return seal(encode_json(values).encode())
 
     def locate_warning(self, kind: str) -> tuple[str, int] | None:
         """Return the file and 1-based line of the first record with a warning.
@@ -232,7 +233,7 @@ def seal(content: bytes) -> bytes:
     """Return the content of a manifest with a checksum of the bytes before it.
 
     Args:
-        content: A JSON object, as `json.dumps` writes it with an indent of 1.
+        content: A JSON object, as `encode_json` writes it.
     """
     content = content.removesuffix(b"\n}")
     return content + f',\n "checksum": "{xxhash.xxh3_128_hexdigest(content)}"\n}}\n'.encode()
@@ -365,8 +366,10 @@ def _parse_version_1(values: dict[str, Any], path: Path) -> Manifest:
 def _compact_packs(values: dict[str, Any]) -> dict[str, Any]:
     """Replace the list of `packs`, of which there may be a million, as soon as it is read."""
     packs = values.get("packs")
-    if isinstance(packs, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in packs):
-        values["packs"] = array("q", packs)
+    if isinstance(packs, list) and {*map(type, packs)} <= {int}:
+        with suppress(OverflowError):  # too large a number is found with the type of the field
+            compact = array("q", packs)
+            values["packs"] = compact if min(compact, default=0) >= 0 else packs
     return values
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from sftprep.errors import ConfigError, setting
 from sftprep.shards.group import Block, GroupEntry, InputInfo, PackCounts, ShardInfo
+from sftprep.shards.json_fields import encode_json
 from sftprep.shards.layout import LARGEST_MANIFEST
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.schema import BLOCK_PACKS
@@ -133,9 +134,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 
 def _encoded_bytes(value: object) -> int:
-    # The arguments are those of `Manifest.to_json`; its size is what is estimated.
-    encoded = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=str)
-    return len(encoded.encode("utf-8", "surrogatepass"))
+    return len(encode_json(value).encode("utf-8", "surrogatepass"))
 
 
 def _item_bytes(item: object) -> int:

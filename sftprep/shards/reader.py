@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,9 +30,6 @@ _MOST_MAPPED = 256
 A pack keeps the map of its own shard."""
 _MOST_BLOCKS = 16
 """The most blocks of a shard that stay open. To open one again takes less than to read a pack."""
-
-
-_NO_PACKS = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +89,13 @@ class Shards:
 
     def __init__(self, root: Path, manifest: Manifest, *, verify: bool) -> None:
         self.root, self.manifest, self.verify = root, manifest, verify
-        # Index of the first pack after each shard, and of the first shard after each group.
-        packs = [np.frombuffer(entry.packs, dtype=np.int64) for entry in manifest.groups]
-        self._ends = np.cumsum(np.concatenate([_NO_PACKS, *packs]))
-        self._group_ends = np.cumsum([len(of_group) for of_group in packs])
-        # Index of the first pack of each group.
-        self._group_starts = np.cumsum([0, *(int(of_group.sum()) for of_group in packs)])
+        # Index of the first pack of each group, and of the first one after all groups.
+        self._group_starts = np.cumsum([0, *(sum(entry.packs) for entry in manifest.groups)])
+        # By number of a group: in it, the number of the first pack after each shard.
+        self._shard_ends: dict[int, NDArray[np.int64]] = {}
         # By number, the last used last.
-        self._mapped: OrderedDict[int, _MappedShard] = OrderedDict()
-        self._checked: dict[int, _CheckedFile] = {}  # by number of the shard
+        self._mapped: OrderedDict[_ShardNumber, _MappedShard] = OrderedDict()
+        self._checked: dict[_ShardNumber, _CheckedFile] = {}
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -185,7 +180,7 @@ class Shards:
             sequence: The index of the sequence in the pack.
         """
         columns, row = self._find(index)
-        group = self._find_group(self._find_shard(index)[0])
+        group = self._find_shard(index)[0].group
         return self.manifest.locate_in_group(int(columns.row("origin", row)[sequence]), group)
 
     def _find(self, index: int) -> tuple[_Columns, int]:
@@ -199,19 +194,21 @@ class Shards:
                 self._mapped.popitem(last=False)
         return self._mapped[shard].find(pack)
 
-    def _find_shard(self, index: int) -> tuple[int, int]:
+    def _find_shard(self, index: int) -> tuple[_ShardNumber, int]:
         """Return the number of the shard of a pack, and the number of the pack in the shard."""
         pack = index + len(self) if index < 0 else index
         if not 0 <= pack < len(self):
             raise IndexError(f"pack {index} of {len(self)}")
-        shard = int(np.searchsorted(self._ends, pack, side="right"))
-        return shard, pack - (int(self._ends[shard - 1]) if shard else 0)
+        group = int(np.searchsorted(self._group_starts, pack, side="right")) - 1
+        pack -= int(self._group_starts[group])
+        ends = self._shard_ends.get(group)
+        if ends is None:
+            ends = np.cumsum(self.manifest.groups[group].packs, dtype=np.int64)
+            self._shard_ends[group] = ends
+        shard = int(np.searchsorted(ends, pack, side="right"))
+        return _ShardNumber(group, shard), pack - (int(ends[shard - 1]) if shard else 0)
 
-    def _find_group(self, shard: int) -> int:
-        """Return the number of the group of a shard."""
-        return int(np.searchsorted(self._group_ends, shard, side="right"))
-
-    def _map(self, shard: int) -> _MappedShard:
+    def _map(self, shard: _ShardNumber) -> _MappedShard:
         """Map a shard; the blocks that this object has checked before are not checked again."""
         info = self._find_info(shard)
         path = self.root / SHARD_FOLDER / info.name
@@ -224,10 +221,9 @@ class Shards:
         )
         return _MappedShard(file)
 
-    def _find_info(self, shard: int) -> ShardInfo:
+    def _find_info(self, shard: _ShardNumber) -> ShardInfo:
         """Return the entry of a shard, from the file of its group."""
-        group = self._find_group(shard)
-        number = shard - (int(self._group_ends[group - 1]) if group else 0)
+        group, number = shard
         infos = self.manifest.read_group(group).shards
         packs = self.manifest.groups[group].packs
         if len(infos) != len(packs) or infos[number].rows != packs[number]:
@@ -237,6 +233,13 @@ class Shards:
                 remedy=BUILD_AGAIN,
             )
         return infos[number]
+
+
+class _ShardNumber(NamedTuple):
+    """The number of a group, and the number of a shard in it."""
+
+    group: int
+    shard: int
 
 
 @dataclass(frozen=True, slots=True)
