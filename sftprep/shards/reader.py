@@ -51,7 +51,7 @@ class Pack:
     origin: NDArray[np.int64]  # [S], slice and line of the record; see `Manifest.locate`
     # [T], weight of each token in the loss, 0 = not trained; None if every trained one weighs 1
     loss_weights: NDArray[np.float32] | None = None
-    flags: NDArray[np.uint8] | None = None  # [S], see `schema.py`; None if all are 0
+    flags: NDArray[np.uint8] | None = None  # [S], see `schema.py`; None before version 2.0
 
 
 def open_shards(folder: str | os.PathLike[str], *, verify: bool = True) -> Shards:

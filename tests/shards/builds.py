@@ -122,6 +122,7 @@ def write_group(
             seq_lengths=seq_lengths,
             origin=np.arange(line, line + len(seq_lengths)),
             pack_offsets=np.concatenate(([0], np.cumsum([len(pack) for pack in own]))),
+            flags=np.zeros(len(seq_lengths), np.uint8),
         )
         line += len(seq_lengths)
         info = write_shard(

@@ -165,8 +165,8 @@ class _ShardTasks:
 
     def _member_flags(
         self, split: BuildSplit, members: NDArray[np.int64], lengths: NDArray[np.int32]
-    ) -> NDArray[np.uint8] | None:
-        """Return the flags of the members of the plan: uint8 [members], or None if all are 0.
+    ) -> NDArray[np.uint8]:
+        """Return the flags of the members of the plan: uint8 [members].
 
         Args:
             split: The split.
@@ -185,7 +185,7 @@ class _ShardTasks:
             is_repeated = np.ones(len(split.take), np.bool_)
             is_repeated[np.unique(split.take, return_index=True)[1]] = False
             flags[is_repeated[members]] |= np.uint8(Flag.REPEATED)
-        return flags if flags.any() else None
+        return flags
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -212,7 +212,7 @@ class _ShardTasks:
                 starts=None if self._starts is None else self._starts[begin:end],
                 # In all shards or in none, so that they can be read as one table.
                 loss_weights=self._has_weights,
-                flags=None if self._flags is None else self._flags[begin:end],
+                flags=self._flags[begin:end],
             )
 
 
@@ -279,9 +279,9 @@ class ShardTask:
         pack_offsets: int64 [packs + 1]; the first sequence of each pack.
         max_length: The capacity of a pack, in tokens.
         position_ids: Whether to store position ids.
+        flags: uint8 [sequences]; the flags of each sequence.
         starts: int64 [sequences]; the first token of each sequence in its row; None if all are 0.
         loss_weights: Whether the build has the column of loss weights.
-        flags: uint8 [sequences]; the flags of each sequence; None if the build has none.
     """
 
     index: int
@@ -294,9 +294,9 @@ class ShardTask:
     pack_offsets: NDArray[np.int64]
     max_length: int
     position_ids: bool
+    flags: NDArray[np.uint8]
     starts: NDArray[np.int64] | None = None
     loss_weights: bool = False
-    flags: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,8 +355,8 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
         task.seq_lengths,
         origin,
         task.pack_offsets,
-        None if weights is None else Ragged(weights, offsets).take(position_of).values,
         task.flags,
+        None if weights is None else Ragged(weights, offsets).take(position_of).values,
     )
     info = write_shard(
         task.shard_folder,
