@@ -21,11 +21,11 @@ from sftprep.core.atomic_write import open_file_errors, write_bytes
 from sftprep.pipeline.executors.base import Executor, check_sendable
 from sftprep.pipeline.executors.local import available_cores, make_executor
 from sftprep.pipeline.executors.ray_tasks import RayExecutor
-from sftprep.pipeline.groups.evaluation import join_evaluation
 from sftprep.pipeline.groups.ledgers import check_not_empty, check_rejected
+from sftprep.pipeline.groups.receipt_cache import keep_results
+from sftprep.pipeline.groups.receipts import place_files
 from sftprep.pipeline.groups.rounds import GroupProgress, count_rounds, run_rounds
-from sftprep.pipeline.groups.run import write_group
-from sftprep.pipeline.groups.selection import BuildSplit
+from sftprep.pipeline.groups.run import write_evaluation
 from sftprep.pipeline.groups.task import GroupDone, GroupTask
 from sftprep.pipeline.groups.task_list import make_tasks
 from sftprep.pipeline.output.folder import OutputFolder, claim_output
@@ -115,12 +115,17 @@ def build(
                     pool.callback(executor.close)
                 shown = GroupProgress(progress, sum(_file_sizes(setup)) * count_rounds(tasks))
                 done = run_rounds(tasks, executor, shown)
-            evaluation = _write_evaluation(config, setup, tasks, done, output, executor, shown)
-        groups = [(each.key, each.digest) for each in done if each.key]
-        manifest = make_manifest(config, setup, groups, output.work, evaluation=False)
+            held_out = _write_evaluation(config, tasks, done, output, executor, shown)
+        groups = [each for each in done if each.key]
+        manifest = _make_manifest(config, setup, groups, output, evaluation=False)
+        evaluation = None
+        if held_out is not None:
+            settings = _evaluation_config(config)
+            evaluation = _make_manifest(settings, setup, [held_out], output, evaluation=True)
         _check_groups(manifest, config)
         check_unchanged(setup.inputs)
         manifest = _link_evaluation(manifest, evaluation)
+        keep_results(output.work)
         output.commit(manifest, evaluation, keep_spill=config.output.keep_spill)
     return BuildReport(
         folder,
@@ -188,38 +193,53 @@ def _write_recipes(
 
 def _write_evaluation(
     config: BuildConfig,
-    setup: Setup,
     tasks: list[GroupTask],
     done: list[GroupDone],
     output: OutputFolder,
     executor: Executor,
     progress: GroupProgress,
-) -> Manifest | None:
-    """Write the evaluation build, and return its manifest; None without evaluation records.
+) -> GroupDone | None:
+    """Write the shards of the evaluation records, if there are any.
 
-    All evaluation records are one group: those of a training group alone would fill its packs
-    badly.
+    All of them are one group: those of a training group alone would fill its packs badly.
     """
     found = [each.evaluation for each in done if each.evaluation is not None]
     if not found:
         return None
-    packing = config.evaluation.eval_packing or config.pack.packing
-    config = dataclasses.replace(config, pack=dataclasses.replace(config.pack, packing=packing))
-    parts, infos, recipe_keys = join_evaluation(found)
-    staging = output.staging(evaluation=True)
     settings = tasks[0].settings
+    pack = _evaluation_config(config).pack
     task = GroupTask(
         number=0,
         inputs=(),
         settings=dataclasses.replace(
-            settings, config=dataclasses.replace(settings.config, pack=config.pack)
+            settings, config=dataclasses.replace(settings.config, pack=pack)
         ),
-        staging=staging,
+        staging=output.staging(evaluation=True),
         evaluation=True,
     )
-    split = BuildSplit(True, parts, [info.accounting for info in infos])
-    group = write_group(task, split, infos, recipe_keys, executor, progress.show_shards)
-    return make_manifest(config, setup, [group], staging, evaluation=True)
+    parents = [each.receipt for each in done if each.evaluation is not None]
+    return write_evaluation(task, parents, found, executor, progress.show_shards)
+
+
+def _evaluation_config(config: BuildConfig) -> BuildConfig:
+    packing = config.evaluation.eval_packing or config.pack.packing
+    return dataclasses.replace(config, pack=dataclasses.replace(config.pack, packing=packing))
+
+
+def _make_manifest(
+    config: BuildConfig,
+    setup: Setup,
+    groups: list[GroupDone],
+    output: OutputFolder,
+    *,
+    evaluation: bool,
+) -> Manifest:
+    """Put the files of groups into the staging folder, and return the manifest that names them."""
+    staging = output.staging(evaluation=evaluation)
+    for each in groups:
+        place_files(output.work, staging, each)
+    names = [(each.key, each.digest) for each in groups]
+    return make_manifest(config, setup, names, staging, evaluation=evaluation)
 
 
 def _check_groups(manifest: Manifest, config: BuildConfig) -> None:

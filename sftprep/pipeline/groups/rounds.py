@@ -8,6 +8,7 @@ round are reused by the next one, so that nothing is tokenized twice.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -16,9 +17,11 @@ import numpy as np
 from sftprep.errors import RecordError
 from sftprep.pipeline.executors.base import Executor, map_checked
 from sftprep.pipeline.executors.local import InProcess
-from sftprep.pipeline.groups.duplicates import duplicates_file, find_duplicates_across
+from sftprep.pipeline.groups.duplicates import find_duplicates_across
+from sftprep.pipeline.groups.first_rounds import count_usable, hash_records
 from sftprep.pipeline.groups.quotas import share_copies
-from sftprep.pipeline.groups.run import count_usable, hash_records, run_group
+from sftprep.pipeline.groups.receipts import receipt_key
+from sftprep.pipeline.groups.run import run_group
 from sftprep.pipeline.groups.task import GroupDone, GroupTask
 from sftprep.pipeline.passes.shard_pass import Progress
 
@@ -78,10 +81,10 @@ def run_rounds(
     if _finds_duplicates(tasks):
         _run(_hash_records, training, executor, progress)
         work = training[0].settings.work
-        find_duplicates_across(work, len(training))
+        files = find_duplicates_across(work, [receipt_key(task) for task in training])
         training = [
-            dataclasses.replace(task, duplicates=duplicates_file(work, task.number))
-            for task in training
+            dataclasses.replace(task, duplicates=file)
+            for task, file in zip(training, files, strict=True)
         ]
     if _shares_copies(tasks):
         usable = np.stack(_run(_count_usable, training, executor, progress))
@@ -166,20 +169,15 @@ def _separate_equal(
 ) -> list[GroupDone]:
     """Return the results with different keys: groups with the same records get a number.
 
-    They have run with the same key, so the file of one has replaced that of the other.
+    Their shards have the same names, and would be shuffled in the same order.
     """
-    by_key: dict[str, list[int]] = {}
+    earlier: Counter[str] = Counter()
+    repeated: dict[int, GroupTask] = {}
     for number, each in enumerate(done):
         if each.key:
-            by_key.setdefault(each.key, []).append(number)
-    for numbers in by_key.values():
-        if len(numbers) > 1:
-            again = [
-                dataclasses.replace(tasks[number], occurrence=occurrence)
-                for occurrence, number in enumerate(numbers)
-            ]
-            for number, result in zip(
-                numbers, _run(_run_group, again, executor, progress), strict=True
-            ):
-                done[number] = result
-    return done
+            if earlier[each.key]:
+                repeated[number] = dataclasses.replace(tasks[number], occurrence=earlier[each.key])
+            earlier[each.key] += 1
+    results = _run(_run_group, repeated.values(), executor, progress)
+    by_number = dict(zip(repeated, results, strict=True))
+    return [by_number.get(number, each) for number, each in enumerate(done)]

@@ -51,6 +51,7 @@ def make_tasks(
         stats=request_stats(config, setup.entries),
         lane_block=lane_block(config, sources),
         slice_bytes=slice_bytes(config.output.group_bytes),
+        root=work.parent,
         work=work,
         is_far=is_far,
     )
@@ -128,4 +129,5 @@ def _group_input(
         format=setup.formats[number],
         recipe=recipes[recipe],
         recipe_key=keys[recipe],
+        mark=setup.inputs[number].mark,
     )

@@ -112,6 +112,8 @@ class OutputFolder:
             self._check_unchanged()
             staged = self._stage(manifest, evaluation)
             names = {name for _, name in staged}
+            # Shards of groups that have not changed stay where the previous build put them.
+            staged = [(path, name) for path, name in staged if not self._is_in_place(path, name)]
             # Found before the first move, so that the commit is not left half done.
             _check_writable(self.root, names | self.previous)
             commit_content = commit_bytes(sorted(names | self.previous))
@@ -123,6 +125,9 @@ class OutputFolder:
             )
             _remove(self.root, obsolete)
             _clean_work_folder(self.work, keep_spill=keep_spill)
+
+    def _is_in_place(self, path: Path, name: str) -> bool:
+        return name in self.previous and not path.exists() and (self.root / name).exists()
 
     def _check_unchanged(self) -> None:
         """Check that no other program put files into the folder while the build ran."""
