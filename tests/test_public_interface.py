@@ -28,6 +28,7 @@ PUBLIC_NAMES = {
         "Manifest",
         "Pack",
         "PackPlan",
+        "PartReport",
         "Shards",
         "TokenizerSpec",
         "build",

@@ -97,6 +97,8 @@ def build(
         Show a traceback with errors.
     """
     from sftprep.pipeline.build import build as run
+    from sftprep.pipeline.part import build_part
+    from sftprep.report.part_summary import part_data, part_lines
     from sftprep.report.summary import summary_data, summary_lines
 
     from_file = read_config_file(config) if config else {}
@@ -110,7 +112,12 @@ def build(
         output=output or OutputConfig(),
     )
     # User-provided functions may print, and stdout is for the summary only.
+    is_part = settings.output.part is not None
     with ProgressBar(quiet=json) as bar, redirect_stdout(sys.stderr):
-        report = run(settings, progress=bar)
-    print_json(summary_data(report)) if json else print("\n".join(summary_lines(report)))
+        part = build_part(settings, progress=bar) if is_part else None
+        report = None if is_part else run(settings, progress=bar)
+    if part is not None:
+        print_json(part_data(part)) if json else print("\n".join(part_lines(part)))
+    if report is not None:
+        print_json(summary_data(report)) if json else print("\n".join(summary_lines(report)))
     return 0

@@ -19,7 +19,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from sftprep.shards.json_fields import FieldError, parse_fields
 from sftprep.shards.layout import (
     KEY_PATTERN,
     SHARD_FOLDER,
+    SPILL_PATTERN,
     group_path,
     raw_rejected_name,
     receipt_name,
@@ -228,3 +229,29 @@ def place_files(work: Path, staging: Path, done: GroupDone) -> None:
         write_bytes(rejected, (work / raw_rejected_name(done.receipt)).read_bytes())
     else:
         rejected.unlink(missing_ok=True)
+
+
+_MOST_OTHER_SPILLS = 3
+
+
+def limit_spills(work: Path, done: Iterable[GroupDone]) -> None:
+    """Remove the oldest of the spills that a build did not use, above a limit.
+
+    Builds with other recipes reuse them, but they must not fill the disk: they may have three times
+    the size of those that this build used.
+
+    Args:
+        work: The work folder.
+        done: The groups of the build.
+    """
+    used: set[str] = set()
+    for each in done:
+        receipt = read_receipt(work / receipt_name(each.receipt))
+        used.update(() if receipt is None else receipt.spills)
+    spills = [path for path in work.glob("*.arrow") if re.fullmatch(SPILL_PATTERN, path.name)]
+    others = [path for path in spills if path.stem not in used]
+    left = _MOST_OTHER_SPILLS * sum(path.stat().st_size for path in spills if path.stem in used)
+    for path in sorted(others, key=lambda path: -path.stat().st_mtime_ns):
+        left -= path.stat().st_size
+        if left < 0:
+            path.unlink(missing_ok=True)

@@ -18,7 +18,12 @@ from sftprep.errors import RecordError
 from sftprep.pipeline.executors.base import Executor, map_checked
 from sftprep.pipeline.executors.local import InProcess
 from sftprep.pipeline.groups.duplicates import find_duplicates_across
-from sftprep.pipeline.groups.first_rounds import count_usable, hash_records
+from sftprep.pipeline.groups.first_rounds import (
+    count_usable,
+    find_counts,
+    has_hashes,
+    hash_records,
+)
 from sftprep.pipeline.groups.quotas import share_copies
 from sftprep.pipeline.groups.receipts import receipt_key
 from sftprep.pipeline.groups.run import run_group
@@ -59,19 +64,36 @@ def count_rounds(tasks: list[GroupTask]) -> int:
     return 1 + _finds_duplicates(tasks) + _shares_copies(tasks)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rounds:
+    """The groups of a build after its rounds.
+
+    Attributes:
+        tasks: The groups, completed with what was decided across groups.
+        done: The results of the groups that were run, by number.
+        waiting_for: The numbers of the groups of other parts that must be run before the last
+            round; then no group has a result.
+    """
+
+    tasks: list[GroupTask]
+    done: dict[int, GroupDone]
+    waiting_for: tuple[int, ...] = ()
+
+
 def run_rounds(
-    tasks: list[GroupTask], executor: Executor, progress: GroupProgress
-) -> list[GroupDone]:
-    """Run all groups of a build.
+    tasks: list[GroupTask],
+    executor: Executor,
+    progress: GroupProgress,
+    is_own: Callable[[GroupTask], bool] = lambda task: True,
+) -> Rounds:
+    """Run groups of a build.
 
     Args:
-        tasks: Its groups.
+        tasks: The groups of the build.
         executor: On this machine, it runs the partitions of one group after the other; on other
             machines, whole groups.
         progress: The progress of the build.
-
-    Returns:
-        The results, in the order of the tasks.
+        is_own: Whether a group is to be run here; the others are run by other parts.
 
     Raises:
         SftprepError: An error of a record, a setting or the storage.
@@ -79,7 +101,10 @@ def run_rounds(
     training = [task for task in tasks if not task.evaluation]
     evaluation = [task for task in tasks if task.evaluation]
     if _finds_duplicates(tasks):
-        _run(_hash_records, training, executor, progress)
+        _run(_hash_records, filter(is_own, training), executor, progress)
+        missing = [task.number for task in training if not has_hashes(task)]
+        if missing:
+            return Rounds(tasks, {}, tuple(missing))
         work = training[0].settings.work
         files = find_duplicates_across(work, [receipt_key(task) for task in training])
         training = [
@@ -87,14 +112,44 @@ def run_rounds(
             for task, file in zip(training, files, strict=True)
         ]
     if _shares_copies(tasks):
-        usable = np.stack(_run(_count_usable, training, executor, progress))
+        _run(_count_usable, filter(is_own, training), executor, progress)
+        counts = [find_counts(task) for task in training]
+        missing = [n for n, usable in enumerate(counts) if usable is None]
+        if missing:
+            return Rounds(tasks, {}, tuple(missing))
+        usable = np.stack([usable for usable in counts if usable is not None])
         quotas = share_copies(training[0].settings.entries, usable)
         training = [
             dataclasses.replace(task, quotas=of_group)
             for task, of_group in zip(training, quotas, strict=True)
         ]
     tasks = training + evaluation
-    return _separate_equal(_run(_run_group, tasks, executor, progress), tasks, executor, progress)
+    own = [*filter(is_own, tasks)]
+    results = _run(_run_group, own, executor, progress)
+    return Rounds(tasks, {task.number: done for task, done in zip(own, results, strict=True)})
+
+
+def separate_equal(rounds: Rounds, executor: Executor, progress: GroupProgress) -> list[GroupDone]:
+    """Return the results of all groups with different keys.
+
+    Groups with the same records have shards of the same names, in the same order. All but the first
+    of them are run again with a number.
+
+    Args:
+        rounds: The rounds, with the results of all groups.
+        executor: As for `run_rounds`.
+        progress: As for `run_rounds`.
+    """
+    earlier: Counter[str] = Counter()
+    repeated: list[GroupTask] = []
+    for task in rounds.tasks:
+        key = rounds.done[task.number].key
+        if key and earlier[key]:
+            repeated.append(dataclasses.replace(task, occurrence=earlier[key]))
+        earlier[key] += 1
+    results = _run(_run_group, repeated, executor, progress)
+    again = {task.number: done for task, done in zip(repeated, results, strict=True)}
+    return [again.get(task.number, rounds.done[task.number]) for task in rounds.tasks]
 
 
 def _finds_duplicates(tasks: list[GroupTask]) -> bool:
@@ -162,22 +217,3 @@ def _run_far(spec: _FarGroup) -> tuple[int, int, Any]:
     except RecordError as error:
         return spec.number, 0, error
     return spec.number, read["tokenize"], result
-
-
-def _separate_equal(
-    done: list[GroupDone], tasks: list[GroupTask], executor: Executor, progress: GroupProgress
-) -> list[GroupDone]:
-    """Return the results with different keys: groups with the same records get a number.
-
-    Their shards have the same names, and would be shuffled in the same order.
-    """
-    earlier: Counter[str] = Counter()
-    repeated: dict[int, GroupTask] = {}
-    for number, each in enumerate(done):
-        if each.key:
-            if earlier[each.key]:
-                repeated[number] = dataclasses.replace(tasks[number], occurrence=earlier[each.key])
-            earlier[each.key] += 1
-    results = _run(_run_group, repeated.values(), executor, progress)
-    by_number = dict(zip(repeated, results, strict=True))
-    return [by_number.get(number, each) for number, each in enumerate(done)]

@@ -40,6 +40,7 @@ from sftprep.shards.layout import (
     BUILD_FOLDERS,
     COMMIT_NAME,
     EVAL_FOLDER,
+    IDENTITY_NAME,
     LOCK_NAME,
     MANIFEST_NAME,
     MARKER_NAME,
@@ -64,7 +65,9 @@ _HELD_NAMES = {MARKER_NAME, LOCK_NAME}
 """Names in the work folder that stay while a build holds it."""
 _REUSABLE_NAME = re.compile(rf"{SPILL_PATTERN}|{RECIPE_PATTERN}")
 """Paths in the work folder that `keep_spill` keeps in addition."""
-_USELESS_NAME = re.compile(rf"{'|'.join(map(re.escape, _HELD_NAMES))}|{RECIPE_PATTERN}")
+_USELESS_NAME = re.compile(
+    rf"{'|'.join(map(re.escape, (*_HELD_NAMES, IDENTITY_NAME)))}|{RECIPE_PATTERN}"
+)
 """Paths in the work folder that save no work unless there is a spill."""
 
 
@@ -180,17 +183,17 @@ def claim_output(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
         OutputBusy: Another build holds the folder.
         StorageError: The folder cannot be written.
     """
-    with _created_folders(root):
+    with created_folders(root):
         with storage_errors(root):
             if not has_work_folder(root):
                 check_contents(root, overwrite=overwrite)
-                _create_work_folder(root)
+                create_work_folder(root)
         with _hold_folder(root, overwrite=overwrite) as output:
             yield output
 
 
 @contextmanager
-def _created_folders(root: Path) -> Iterator[None]:
+def created_folders(root: Path) -> Iterator[None]:
     """Create the output folder while the block runs.
 
     At the end, the folder and its parents are removed if this build created them and they are
@@ -222,7 +225,7 @@ def _hold_folder(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
             # Checked again, because another build may have ended since the first check.
             previous = check_contents(root, overwrite=overwrite)
             if not has_work_folder(root):
-                _create_work_folder(root)
+                create_work_folder(root)
             marker = os.lstat(work / MARKER_NAME)
             is_created = is_work_folder_created(work)
             _remove_abandoned_parents(root)
@@ -243,7 +246,7 @@ def _hold_folder(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
 # --- the work folder ------------------------------------------------------------------------------
 
 
-def _create_work_folder(root: Path) -> None:
+def create_work_folder(root: Path) -> None:
     """Create and mark the work folder.
 
     It is created in a temporary parent and moved, so that it has its marker from the start: after a
@@ -272,7 +275,7 @@ def _create_work_folder(root: Path) -> None:
 def _remove_work_folder(root: Path) -> None:
     """Remove a work folder of a build, with its marker and lock.
 
-    It is moved to a temporary parent first, for the same reason as in `_create_work_folder`.
+    It is moved to a temporary parent first, for the same reason as in `create_work_folder`.
     """
     parent = root / temporary_name(WORK_FOLDER)
     with suppress(OSError):  # a folder that cannot be removed stays marked, for the next build
