@@ -20,6 +20,9 @@ from sftprep.sources.in_memory import dataset_kind, memory_source, reject_column
 from sftprep.sources.partition import Source
 
 
+_KINDS_WITH_SPLITS = ("DatasetDict", "IterableDatasetDict")
+
+
 @overload
 def build(
     source: Any = None,
@@ -69,8 +72,7 @@ def build(
         eval_source: Records or paths for evaluation; their build is written to output/eval.
         progress: Called with the name of the stage, the work done, and the work in total.
         executor: "local", "ray", or an object that runs the tasks of the build (docs/scale.md).
-        part: I/K writes only the I-th of K parts of the groups (docs/scale.md), and returns a
-            `PartReport`, as a `BuildConfig` with this setting does.
+        part: I/K writes the I-th of K parts (docs/scale.md), and returns a `PartReport`.
         **settings: The settings of the command line by name (`tokenizer`, `output`, `max_length`,
             ...). The tokenizer may also be a tokenizer object of transformers.
 
@@ -98,10 +100,7 @@ def build(
         eval_source = settings.pop("eval_input")
     # Before the test for a mapping: a dictionary of lists is columns, not splits.
     reject_columns(source)
-    if isinstance(source, Mapping) or dataset_kind(source) in (
-        "DatasetDict",
-        "IterableDatasetDict",
-    ):
+    if isinstance(source, Mapping) or dataset_kind(source) in _KINDS_WITH_SPLITS:
         source, eval_source = _select_splits(source, eval_source, settings)
     data = _memory_sources(source, "inputs", settings)
     eval_data = _memory_sources(eval_source, "eval_input", settings)

@@ -121,6 +121,7 @@ SETTINGS_OF_A_BUILD = {
     "overlong",
     "overwrite",
     "pack_window",
+    "part",
     "packing",
     "position_ids",
     "quality_checks",
@@ -191,6 +192,7 @@ def test_settings_of_a_build() -> None:
         "eval_source",
         "progress",
         "executor",
+        "part",
         "settings",
     ]
 

@@ -110,12 +110,10 @@ def build(
             _check_complete(rounds, output.work)
             done = separate_equal(rounds, workers.executor, shown)
             held_out = _write_evaluation(config, workers, done, output, shown)
-        groups = [each for each in done if each.key]
-        manifest = _make_manifest(config, setup, groups, output, evaluation=False)
-        evaluation = None
-        if held_out is not None:
-            settings = _evaluation_config(config)
-            evaluation = _make_manifest(settings, setup, [held_out], output, evaluation=True)
+        manifest = _make_manifest(config, setup, done, output, evaluation=False)
+        evaluation = held_out and _make_manifest(
+            config, setup, [held_out], output, evaluation=True
+        )
         _check_groups(manifest, config)
         check_unchanged(setup.inputs)
         manifest = _link_evaluation(manifest, evaluation)
@@ -194,13 +192,15 @@ def _evaluation_config(config: BuildConfig) -> BuildConfig:
 def _make_manifest(
     config: BuildConfig,
     setup: Setup,
-    groups: list[GroupDone],
+    done: list[GroupDone],
     output: OutputFolder,
     *,
     evaluation: bool,
 ) -> Manifest:
     """Put the files of groups into the staging folder, and return the manifest that names them."""
     staging = output.staging(evaluation=evaluation)
+    groups = [each for each in done if each.key]
+    config = _evaluation_config(config) if evaluation else config
     for each in groups:
         place_files(output.work, staging, each)
     names = [(each.key, each.digest) for each in groups]

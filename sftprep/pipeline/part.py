@@ -131,7 +131,7 @@ def _parse_own_part(config: BuildConfig) -> tuple[int, int]:
 
 
 def _check_functions(setup: Setup) -> None:
-    """Check that other parts can use what is made with the functions of the user.
+    """Check that other parts can use the results of the functions of the user.
 
     Raises:
         ConfigError: A function has no stable digest, so its results are not shared.
@@ -141,7 +141,7 @@ def _check_functions(setup: Setup) -> None:
             if function_key(function, recipe.transform_id) is None:
                 raise ConfigError(
                     f"{setting(name, function)} has no stable digest, so other parts cannot use"
-                    " what is made with it",
+                    " its results",
                     remedy=[
                         "use a function of a file",
                         f"name its version with {setting('transform_id')}",

@@ -93,7 +93,7 @@ def run_rounds(
         executor: On this machine, it runs the partitions of one group after the other; on other
             machines, whole groups.
         progress: The progress of the build.
-        is_own: Whether a group is to be run here; the others are run by other parts.
+        is_own: Whether a group belongs to this part; other parts run the others.
 
     Raises:
         SftprepError: An error of a record, a setting or the storage.

@@ -35,7 +35,7 @@ def join_output(root: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         OutputExists: The folder contains a finished build that may not be replaced, or files of a
             user, or it is inside the folder of another build.
-        OutputBusy: A build that is no part is using the folder.
+        OutputBusy: A build without a part is using the folder.
         StorageError: The folder cannot be written.
     """
     work = root / WORK_FOLDER
