@@ -19,7 +19,6 @@ from sftprep.sources.discovery.saved import choose_split
 from sftprep.sources.in_memory import dataset_kind, memory_source, reject_columns
 from sftprep.sources.partition import Source
 
-
 _KINDS_WITH_SPLITS = ("DatasetDict", "IterableDatasetDict")
 
 

@@ -111,9 +111,7 @@ def build(
             done = separate_equal(rounds, workers.executor, shown)
             held_out = _write_evaluation(config, workers, done, output, shown)
         manifest = _make_manifest(config, setup, done, output, evaluation=False)
-        evaluation = held_out and _make_manifest(
-            config, setup, [held_out], output, evaluation=True
-        )
+        evaluation = held_out and _make_manifest(config, setup, [held_out], output, evaluation=True)
         _check_groups(manifest, config)
         check_unchanged(setup.inputs)
         manifest = _link_evaluation(manifest, evaluation)
