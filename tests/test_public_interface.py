@@ -36,6 +36,7 @@ PUBLIC_NAMES = {
         "export_tokenizer",
         "json_lines",
         "load_tokenizer",
+        "merge",
         "open_shards",
         "pack_lengths",
         "read_manifest",

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from sftprep.cli.app import app
 from sftprep.cli.console import ProgressBar, print_json
+from sftprep.config.validation import local_folder
 from sftprep.errors import ConfigError, format_count, setting
 
 
@@ -46,6 +47,54 @@ def verify(directory: str, *, json: bool = False, debug: bool = False) -> int:
         counted = ", ".join(format_count(number, noun) for noun, number in numbers.items())
         print(f"{'ok' if result.ok else 'DAMAGED'}: {counted} in {result.folder}")
     return 0 if result.ok else 1
+
+
+@app.command
+def merge(
+    *directories: str,
+    output: str,
+    overwrite: bool = False,
+    json: bool = False,
+    debug: bool = False,
+) -> int:
+    """Join finished builds of one recipe, without tokenizing or packing anything again.
+
+    The builds must have the same settings, tokenizer and chat template, and no group of records in
+    common. Shards are hard links where possible.
+
+    Parameters
+    ----------
+    directories
+        The output folders of the builds.
+    output
+        Folder of the new build.
+    overwrite
+        Replace a finished build in the output folder.
+    json
+        Print the result as JSON.
+    debug
+        Show a traceback with errors.
+    """
+    from sftprep.pipeline.output.merge import merge as run
+    from sftprep.report.summary import manifest_line
+
+    folders = [os.path.expanduser(directory) for directory in directories]
+    manifest = run(*folders, output=local_folder(output, setting("output")), overwrite=overwrite)
+    if json:
+        print_json(
+            {
+                "output": str(manifest.folder),
+                "manifest_digest": manifest.digest,
+                "data_digest": manifest.data_digest,
+                "groups": len(manifest.groups),
+                "packs": manifest.rows,
+                "tokens": manifest.tokens,
+            }
+        )
+    else:
+        builds = format_count(len(folders), "build")
+        print(f"merged {builds} in {manifest.folder}: {manifest_line(manifest)}")
+    return 0
 
 
 @app.command

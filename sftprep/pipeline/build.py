@@ -33,7 +33,7 @@ from sftprep.pipeline.groups.run import write_evaluation
 from sftprep.pipeline.groups.task import GroupDone, GroupTask
 from sftprep.pipeline.output.folder import OutputFolder, claim_output
 from sftprep.pipeline.output.part_identity import check_identity
-from sftprep.pipeline.output.root_manifest import make_manifest
+from sftprep.pipeline.output.root_manifest import link_evaluation, make_manifest
 from sftprep.pipeline.passes.shard_pass import Progress
 from sftprep.pipeline.prepare.inputs import check_unchanged
 from sftprep.pipeline.prepare.setup import Setup, prepare_setup
@@ -111,13 +111,14 @@ def build(
             done = separate_equal(rounds, workers.executor, shown)
             held_out = _write_evaluation(config, workers, done, output, shown)
         manifest = _make_manifest(config, setup, done, output, evaluation=False)
-        evaluation = held_out and _make_manifest(config, setup, [held_out], output, evaluation=True)
+        evaluation = None
+        if held_out is not None:
+            evaluation = _make_manifest(config, setup, [held_out], output, evaluation=True)
         _check_groups(manifest, config)
         check_unchanged(setup.inputs)
-        manifest = _link_evaluation(manifest, evaluation)
+        manifest = link_evaluation(manifest, evaluation)
         keep_results(output.work)
-        if config.output.keep_spill:
-            limit_spills(output.work, done)
+        limit_spills(output.work, done)
         output.commit(manifest, evaluation, keep_spill=config.output.keep_spill)
     return BuildReport(
         folder,
@@ -219,13 +220,3 @@ def _check_groups(manifest: Manifest, config: BuildConfig) -> None:
     rejected = [folder / rejected_path(entry.key) for entry in manifest.groups]
     check_rejected(manifest.accounting, rejected, config)
     check_not_empty(manifest.accounting, manifest.inputs, rejected, config.format, evaluation=False)
-
-
-def _link_evaluation(manifest: Manifest, evaluation: Manifest | None) -> Manifest:
-    """Return the manifest of a build with a link to that of its evaluation records."""
-    if evaluation is None:
-        return manifest
-    # `sftprep verify` finds by this digest whether the two builds belong together.
-    digest = evaluation.digest
-    link = {"folder": EVAL_FOLDER, "manifest": f"manifest-{digest[:16]}.json", "digest": digest}
-    return dataclasses.replace(manifest, eval=link)

@@ -8,6 +8,7 @@ puts its manifest in place first shows that the harness detects failures.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -16,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from sftprep import BuildConfig, build, open_shards, read_manifest, verify
+from sftprep import BuildConfig, build, merge, open_shards, read_manifest, verify
+from sftprep.config import SourceConfig
 from sftprep.errors import ManifestError, SftprepError
 from sftprep.pipeline.part import build_part
 from sftprep.sources import groups
@@ -238,6 +240,23 @@ def test_the_first_round_of_a_part_that_is_killed_is_run_again(small, tmp_path):
     build(small(folder, **settings))
     build(small(tmp_path / "golden", **settings))
     assert content(folder) == content(tmp_path / "golden")
+
+
+def test_a_killed_merge_leaves_the_old_build_or_the_merged_one(small, tmp_path):
+    settings = {"eval_fraction": 0.3}
+    for name, sources in (("a", "a.jsonl"), ("b", "b.jsonl")):
+        config = small(tmp_path / name, **settings)
+        source = SourceConfig((str(tmp_path / sources),))
+        build(dataclasses.replace(config, source=source))
+    after = merge(tmp_path / "a", tmp_path / "b", output=tmp_path / "golden").digest
+    before = build(small(tmp_path / "o", **settings)).manifest.digest
+    kill_before_each_change(
+        tmp_path / "o",
+        before,
+        after,
+        lambda: merge(tmp_path / "a", tmp_path / "b", output=tmp_path / "o", overwrite=True),
+    )
+    assert content(tmp_path / "o") == content(tmp_path / "golden")
 
 
 def test_the_harness_detects_a_manifest_that_is_written_before_its_shards(
