@@ -20,7 +20,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from sftprep.core.atomic_write import write_bytes
-from sftprep.core.regular_files import read_regular_file
+from sftprep.core.regular_files import open_regular_file, read_regular_file
 from sftprep.errors import ShardError
 from sftprep.shards.group import Group
 from sftprep.shards.layout import index_path
@@ -173,6 +173,15 @@ def _cached_index(path: Path, packs: int, digest: str) -> PackIndex:
     if any(len(values) != packs for values in columns.values()):
         raise ShardError(f"{path} does not have {packs} packs", remedy=BUILD_AGAIN)
     return PackIndex(**columns)
+
+
+def is_index(path: Path, digest: str) -> bool:
+    """Return whether a file is the index with a digest."""
+    try:
+        with open_regular_file(path) as file:
+            return xxhash.xxh3_128_hexdigest(file.read()) == digest
+    except OSError:
+        return False
 
 
 def _empty(name: str) -> NDArray[Any]:

@@ -154,3 +154,18 @@ def test_builds_of_other_lengths_have_other_digests_of_their_settings(
         assert report.manifest.max_length == limit
         digests.add(report.manifest.config_digest)
     assert len(digests) == 2
+
+
+def test_kept_spills_of_other_builds_have_a_limit(
+    records: Callable[..., str], tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    """The oldest ones are removed, and those of the last build are kept."""
+    kept: list[set[str]] = []
+    for number in range(7):
+        path = records(rows("text", 40, seed=number), f"{number}.jsonl")
+        outcome(tmp_path / "o", inputs=path, tokenizer=str(tokenizer_dir))
+        kept.append({path.name for path in (tmp_path / "o" / "spill").glob("*.arrow")})
+    assert [len(names) for names in kept[:3]] == [1, 2, 3]
+    assert len(kept[-1]) <= 5
+    assert kept[-1] - kept[-2]
+    assert not kept[0] & kept[-1]

@@ -105,15 +105,30 @@ def check_contents(root: Path, *, overwrite: bool) -> set[str]:
     if user_paths:
         raise user_files_error(root, user_paths, problem)
     if manifest is not None and not overwrite:
-        inputs = ", ".join(info.path for info in manifest.inputs[:3])
-        raise OutputExists(
-            f"{root} holds a finished build of {manifest.rows:,} packs from {inputs}",
-            remedy=[
-                f"replace it with {setting('overwrite', True)}",
-                f"choose another {setting('output')} folder",
-            ],
-        )
+        raise _finished_build_error(root, manifest)
     return final_paths & found.keys()
+
+
+def check_not_finished(root: Path) -> None:
+    """Check that an output folder has no finished build.
+
+    Raises:
+        OutputExists: It has one.
+    """
+    manifest, _ = _read_manifest_in(root)
+    if manifest is not None:
+        raise _finished_build_error(root, manifest)
+
+
+def _finished_build_error(root: Path, manifest: Manifest) -> OutputExists:
+    inputs = ", ".join(info.path for info in manifest.inputs[:3])
+    return OutputExists(
+        f"{root} holds a finished build of {manifest.rows:,} packs from {inputs}",
+        remedy=[
+            f"replace it with {setting('overwrite', True)}",
+            f"choose another {setting('output')} folder",
+        ],
+    )
 
 
 def user_files_error(root: Path, names: list[str], problem: str = "") -> OutputExists:

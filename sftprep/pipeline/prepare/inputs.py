@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,11 @@ from sftprep.sources.readers.lines import convert_os_errors
 
 Stamp = tuple[int, int, int, int]
 """Size, modification time, change time and inode of a file."""
+
+
+Mark = tuple[int, int] | str
+"""Size and modification time of a file: what is recorded of it between builds. Data in memory has a
+random mark, which no other build knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,11 @@ class Input:
     entry: int
     stamp: Stamp | None
     evaluation: bool = False
+
+    @property
+    def mark(self) -> Mark:
+        """The mark of the file, or another one each time for data in memory."""
+        return secrets.token_hex(16) if self.stamp is None else self.stamp[:2]
 
 
 def find_inputs(
@@ -153,17 +164,27 @@ def _with_read_settings(source: Source, config: BuildConfig, number: int) -> Sou
 def check_unchanged(inputs: Iterable[Input]) -> None:
     """Raise InputChanged if an input file changed since the setup."""
     for each in inputs:
-        if each.stamp is None:
-            continue
-        try:
-            is_unchanged = stamp(each.source.file) == each.stamp
-        except InputUnreadable as error:
-            raise InputChanged(
-                f"{each.source.name} was removed or replaced while the build ran",
-                remedy="put the file back or omit it, and run the build again",
-            ) from error
-        if not is_unchanged:
-            raise InputChanged(
-                f"{each.source.name} changed while the build ran",
-                remedy="run the build again when no process writes to the file",
-            )
+        if each.stamp is not None:
+            _check_stamp(each.source, each.stamp)
+
+
+def check_mark(source: Source, mark: Mark) -> None:
+    """Raise InputChanged if a file has another mark."""
+    if not isinstance(mark, str):
+        _check_stamp(source, mark)
+
+
+def _check_stamp(source: Source, expected: tuple[int, ...]) -> None:
+    """Raise InputChanged if the stamp of a file does not start with the expected numbers."""
+    try:
+        is_unchanged = stamp(source.file)[: len(expected)] == expected
+    except InputUnreadable as error:
+        raise InputChanged(
+            f"{source.name} was removed or replaced while the build ran",
+            remedy="put the file back or omit it, and run the build again",
+        ) from error
+    if not is_unchanged:
+        raise InputChanged(
+            f"{source.name} changed while the build ran",
+            remedy="run the build again when no process writes to the file",
+        )
