@@ -1,4 +1,4 @@
-"""Division of the packs of an optimizer step among ranks, by their cost.
+"""Division of the packs of an optimizer step among machines and ranks, by their cost.
 
 The cost of a pack is its tokens plus, for attention, a share of the sum of the squares of its
 sequence lengths. All ranks wait for the slowest one at the end of a step, and with sharded weights
@@ -8,12 +8,15 @@ gradient.
 
 from __future__ import annotations
 
+import heapq
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _DEFAULT_WIDTH = 4096
+_TOLERANCE = 0.02
+"""How far the cost of a machine may be above the mean before it exchanges packs with another."""
 _MOST_SHARDS = 8192
 """The most shards whose costs are kept: twice as many as the windows of all shard lanes have."""
 
@@ -58,9 +61,9 @@ class PackCosts:
         # together, and does not come back to them; the oldest are dropped.
         self._known: dict[int, NDArray[np.float32]] = {}
 
-    def __call__(self, packs: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the cost of each pack: float32 [n]."""
-        costs = np.empty(len(packs), np.float32)
+    def __call__(self, packs: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the cost of each pack: float64 [n]."""
+        costs = np.empty(len(packs))
         shards = np.searchsorted(self._starts, packs, side="right") - 1
         order = np.argsort(shards, kind="stable")
         numbers, firsts = np.unique(shards[order], return_index=True)
@@ -79,11 +82,41 @@ class PackCosts:
         return found
 
 
-def assign_in_snake_order(costs: NDArray[Any], ranks: int, slots: int) -> NDArray[np.int64]:
-    """Assign packs to ranks, so that the ranks have about equal costs in sum and in each slot.
+def exchange_packs(parts: list[NDArray[np.int64]], costs: NDArray[Any], allowed: float) -> None:
+    """Exchange packs between machines, in place, until their costs are about equal.
 
-    The packs are sorted by their cost, the most expensive first. The first slot goes through the
-    ranks forwards, the second backwards, and so on.
+    Machines have shards of their own, so this exchanges as few packs as it can: two at a time,
+    between the machines with the highest and the lowest cost. Packs of a few thousand tokens need
+    none.
+
+    Args:
+        parts: For each machine, int64 [n]; indices of its packs.
+        costs: Numbers; the cost of each pack.
+        allowed: The cost of a machine up to which nothing is gained by an exchange.
+    """
+    sums = np.array([costs[part].sum() for part in parts])
+    limit = max(allowed, (1 + _TOLERANCE) * sums.mean())
+    for _ in costs:  # fewer are needed
+        high, low = int(sums.argmax()), int(sums.argmin())
+        if sums[high] <= limit or not len(parts[low]):
+            return
+        # The pair whose exchange makes the two costs as equal as possible.
+        gains = costs[parts[high]][:, None] - costs[parts[low]]
+        pair = np.abs(gains - (sums[high] - sums[low]) / 2).argmin()
+        one, other = np.unravel_index(pair, gains.shape)
+        gain = gains[one, other]
+        if not 0 < gain < sums[high] - sums[low]:
+            return
+        parts[high][one], parts[low][other] = parts[low][other], parts[high][one]
+        sums[high] -= gain
+        sums[low] += gain
+
+
+def assign_packs(costs: NDArray[Any], ranks: int, slots: int) -> NDArray[np.int64]:
+    """Assign packs to ranks, so that the ranks have about equal costs.
+
+    The most expensive pack is assigned first, and each pack to the rank with the lowest cost so far
+    that has room. So the packs of a slot have similar costs too.
 
     Args:
         costs: Numbers [n], with n <= ranks * slots; the cost of each pack.
@@ -91,12 +124,17 @@ def assign_in_snake_order(costs: NDArray[Any], ranks: int, slots: int) -> NDArra
         slots: The most packs of a rank.
 
     Returns:
-        int64 [slots, ranks]; the index of a pack, or -1 for none.
+        int64 [ranks, slots]; the index of a pack, or -1 for none.
 
     Example:
-        costs [1, 5, 4, 2, 3], 2 ranks, 3 slots  ->  [[1, 2], [3, 4], [0, -1]]
+        costs [1, 5, 4, 2, 3], 2 ranks, 3 slots  ->  [[1, 3, 0], [2, 4, -1]]
     """
-    table = np.full((slots, ranks), -1, np.int64)
-    table.reshape(-1)[: len(costs)] = np.argsort(-costs, kind="stable")
-    table[1::2] = table[1::2, ::-1]
+    table = np.full((ranks, slots), -1, np.int64)
+    # Of each rank with room: its cost, and its packs so far.
+    waiting = [(0.0, 0, rank) for rank in range(ranks)]
+    for pack in np.argsort(-costs, kind="stable").tolist():
+        cost, count, rank = heapq.heappop(waiting)
+        table[rank, count] = pack
+        if count + 1 < slots:
+            heapq.heappush(waiting, (cost + float(costs[pack]), count + 1, rank))
     return table

@@ -10,7 +10,12 @@ from numpy.typing import NDArray
 
 from sftprep import Shards
 from sfttrain.data.shard_lanes import LaneOrder, ShardLanes, default_lanes
-from sfttrain.data.step_balance import PackCosts, assign_in_snake_order, attention_cost
+from sfttrain.data.step_balance import (
+    PackCosts,
+    assign_packs,
+    attention_cost,
+    exchange_packs,
+)
 
 
 class PackOrder(Protocol):
@@ -134,32 +139,44 @@ class StepPlan:
             For each device batch, int64 with at most `rows` indices of packs; none where the last
             step has no packs left. All ranks have equally many batches.
         """
-        begin = step * self.packs_per_step
-        positions = np.arange(begin, min(begin + self.packs_per_step, self.packs))
-        batches = -(-len(positions) // (self.rows * self.world))
         if self.build is not None and isinstance(order, LaneOrder) and self.world > 1:
-            return self._divide(order, positions, batches, rank, self.build)
-        firsts = range(rank * self.rows, batches * self.world * self.rows, self.world * self.rows)
+            batches = self.divide_step(order, step, self.build)[rank]
+            return [batch[batch >= 0] for batch in batches]
+        positions = self._positions(step)
+        # Each device batch of all ranks together takes this number of positions.
+        taken = self.rows * self.world
+        firsts = (begin + rank * self.rows for begin in range(0, len(positions), taken))
         return [order[positions[first : first + self.rows]] for first in firsts]
 
-    def _divide(
-        self,
-        order: LaneOrder,
-        positions: NDArray[np.int64],
-        batches: int,
-        rank: int,
-        build: BuildOrder,
-    ) -> list[NDArray[np.int64]]:
-        """Divide the packs of a step of a build.
+    def divide_step(self, order: LaneOrder, step: int, build: BuildOrder) -> NDArray[np.int64]:
+        """Divide the packs of a step of a build among the ranks.
 
-        Each machine gets the packs from one range of the shard order, so that it reads a part of
-        the shards. Its ranks share them by their costs.
+        Args:
+            order: The order of the epoch.
+            step: The 0-based number of the step within the epoch.
+            build: The machines, and the costs of the packs.
+
+        Returns:
+            int64 [ranks, device batches, rows]; -1 where there is no pack.
         """
+        positions = self._positions(step)
+        slots = -(-len(positions) // (self.rows * self.world)) * self.rows
+        # 1. Each machine gets the packs of one range of the shard order, so that it reads a part of
+        #    the shards.
+        packs = order[positions[np.argsort(order.ranges(positions), kind="stable")]]
+        parts = np.array_split(np.arange(len(packs)), build.machines)
+        # 2. It exchanges some of them with other machines if its part has more work; but not if all
+        #    wait longer for the rank with the most expensive pack.
         ranks = self.world // build.machines
-        machine, local = divmod(rank, ranks)
-        by_range = positions[np.argsort(order.ranges(positions), kind="stable")]
-        packs = order[np.array_split(by_range, build.machines)[machine]]
-        costs = np.zeros(len(packs)) if build.costs is None else build.costs(packs)
-        of_rank = assign_in_snake_order(costs, ranks, batches * self.rows)[:, local]
-        found = np.append(packs, -1)[of_rank].reshape(batches, self.rows)
-        return [batch[batch >= 0] for batch in found]
+        costs = np.ones(len(packs)) if build.costs is None else build.costs(packs)
+        longest = float(costs.max() + (slots - 1) * costs.min())
+        exchange_packs(parts, costs, ranks * longest)
+        # 3. Its ranks share the packs by their costs.
+        of_ranks = [
+            np.append(packs[part], -1)[assign_packs(costs[part], ranks, slots)] for part in parts
+        ]
+        return np.concatenate(of_ranks).reshape(self.world, -1, self.rows)
+
+    def _positions(self, step: int) -> NDArray[np.int64]:
+        begin = step * self.packs_per_step
+        return np.arange(begin, min(begin + self.packs_per_step, self.packs))
