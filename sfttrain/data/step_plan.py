@@ -157,7 +157,7 @@ class StepPlan:
             build: The machines, and the costs of the packs.
 
         Returns:
-            int64 [ranks, device batches, rows]; -1 where there is no pack.
+            int64 [ranks, device batches, rows]; -1 for none.
         """
         positions = self._positions(step)
         slots = -(-len(positions) // (self.rows * self.world)) * self.rows
