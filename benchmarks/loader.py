@@ -77,7 +77,8 @@ def make_cases(options: argparse.Namespace, folder: Path) -> Iterator[LoaderCase
     from sftprep import BuildConfig, build, open_shards
     from sftprep.stream import PackedStream
     from sftprep.torch import StreamLoader
-    from sfttrain.data.batching import PackLoader, StepPlan, StepSampler, collate_packs
+    from sfttrain.data.batching import PackLoader, StepSampler, collate_packs
+    from sfttrain.data.step_plan import StepPlan
 
     path, renames = make_corpus(options.data, folder)
     tokenizer = str(tokenizer_folder(options.tokenizer))

@@ -45,7 +45,7 @@ from sfttrain.checkpoints.resumed_settings import (
 )
 from sfttrain.checkpoints.seal import Needs, find_saved_fault, seal_checkpoint
 from sfttrain.checkpoints.select import RunState, find_checkpoint, is_resume_requested
-from sfttrain.data.batching import StepPlan
+from sfttrain.data.step_plan import StepPlan
 from sfttrain.data.streaming import TrainLoader, is_stream
 from sfttrain.finite import FiniteGuard, all_tensors, format_names, names_not_finite, saved_tensors
 from sfttrain.metrics.token_metrics import Counters
@@ -249,18 +249,17 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
 
     # ---- checkpoints ----
 
-    def run_state(self) -> RunState:
-        """Return the state of the run for a comparison with that of a checkpoint."""
-        plan = self.step_plan()
-        stream = self.train_dataset.identity if is_stream(self.train_dataset) else ""
-        manifest = getattr(self.train_dataset, "manifest", None)
+    def run_state(self, step: int) -> RunState:
+        """Return the state of the run after a step, for a comparison with that of a checkpoint."""
+        source = self.train_dataset
+        identity = source.identity if is_stream(source) else ""
         return RunState(
-            str(getattr(manifest, "data_digest", stream)),
-            plan.packs_per_step,
-            plan.seed,
-            self.trained_tokens,
-            self.code,
-            self.args.world_size,
+            data=str(getattr(getattr(source, "manifest", None), "data_digest", identity)),
+            build=str(getattr(source, "root", "")),
+            trained_tokens=self.trained_tokens,
+            code=self.code,
+            ranks=self.args.world_size,
+            **self.step_plan().state(step),
         )
 
     def _state_to_save(self) -> RunState:
@@ -274,7 +273,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
             "schedule": getattr(self.lr_scheduler, "last_epoch", None),
         }
         return dataclasses.replace(
-            self.run_state(),
+            self.run_state(self.state.global_step),
             trained_tokens=total,
             steps={name: step for name, step in counted.items() if isinstance(step, int)},
             settings=settings_to_record(self.args, self.optimizer),

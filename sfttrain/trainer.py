@@ -20,18 +20,14 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
+from sftprep import Shards
 from sftprep.errors import ConfigError, setting
 from sfttrain.checkpoints.output_folders import reject_to_train_in_place
 from sfttrain.checkpoints.select import RunState, read_step
-from sfttrain.data.batching import (
-    PackLoader,
-    StepPlan,
-    StepSampler,
-    collate_filled,
-    collate_packs,
-)
+from sfttrain.data.batching import PackLoader, StepSampler, collate_filled, collate_packs
 from sfttrain.data.custom_collator import Collator, collate_custom
 from sfttrain.data.prepare import max_sequence_length
+from sfttrain.data.step_plan import BuildOrder, StepPlan
 from sfttrain.data.streaming import TrainLoader, is_stream, reject_evaluation
 from sfttrain.losses.fused_cross_entropy import LossPlan, plan_loss
 from sfttrain.losses.router_aux import ExpertBalance
@@ -150,6 +146,14 @@ class SFTTrainer(ScoringTrainer):
         # length of each sequence, is switched on in train().
         self._noise, self.neftune_noise_alpha = self.args.neftune_noise_alpha, None
         self.feeding, self.loss_plan = self._resolve_feeding()
+        # The order of the packs of a build; None for other data.
+        self._build_order: BuildOrder | None = None
+        if isinstance(self.train_dataset, Shards):
+            self._build_order = BuildOrder.of(
+                self.train_dataset,
+                self._parts.preparation.once.count_machines(),
+                unwrap_peft(self.model).config,
+            )
         # The optimizer steps of the run before this call of train().
         self.steps_before = 0
         self._balance = ExpertBalance(self.model, self.args.router_aux_loss_coef)
@@ -204,6 +208,7 @@ class SFTTrainer(ScoringTrainer):
             seed=args.data_seed if args.data_seed is not None else args.seed,
             shuffle=args.train_sampling_strategy != "sequential",
             drop_last=args.dataloader_drop_last,
+            build=self._build_order,
         )
 
     def get_train_dataloader(self) -> PackLoader | TrainLoader:
@@ -304,10 +309,12 @@ class SFTTrainer(ScoringTrainer):
             self.trained_tokens = self.trained_tokens_here = self.steps_before = 0
             if folder is not None:
                 before = RunState.load(folder)
-                self.run_state().reject_other_run(before, folder)
-                self.trained_tokens = before.trained_tokens
+                if self._build_order is not None and before.lanes:
+                    self._build_order = self._build_order.with_lanes(before.lanes)
                 # Read now, because save_total_limit can delete the checkpoint during the run.
                 self.steps_before = read_step(folder)
+                self.run_state(self.steps_before).reject_other_run(before, folder)
+                self.trained_tokens = before.trained_tokens
             self._counters = Counters(self.args.device)
             self.resumed_from = folder
             if is_stream(self.train_dataset):

@@ -32,9 +32,17 @@ class RunState:
     data: str
     """The digest of the shards; "" for data without one."""
     packs_per_step: int
-    """With `seed`, this determines which packs each step trains on."""
+    """With `seed` and `lanes`, this determines which packs each step trains on."""
     seed: int
     """The seed of the order of the packs."""
+    lanes: int = 0
+    """The number of shard lanes; 0 for packs in another order, and in older versions."""
+    epoch: int = 0
+    """The 0-based epoch of the next step."""
+    position: int = -1
+    """The position in the epoch at which the next step begins, in packs; -1 in older versions."""
+    build: str = ""
+    """The folder of the shards, for messages; "" for other data, and in older versions."""
     trained_tokens: int = 0
     """The targets seen so far, over all ranks."""
     code: str = ""
@@ -86,9 +94,9 @@ class RunState:
         """
         if state.data != self.data:
             raise MismatchError(
-                f"{folder} was trained on other shards",
+                f"{folder} was trained on {state.data_name}, but this run has {self.data_name}",
                 remedy=[
-                    "use the shards that it was trained on",
+                    "use the data that it was trained on",
                     f"start a new run without {setting('resume_from_checkpoint')}",
                 ],
             )
@@ -105,6 +113,32 @@ class RunState:
                 f" {self.seed}",
                 remedy=f"use {setting('seed', state.seed)}",
             )
+        self._reject_other_order(state, folder)
+
+    def _reject_other_order(self, state: RunState, folder: str) -> None:
+        if bool(state.lanes) != bool(self.lanes):
+            strategy = setting("train_sampling_strategy", "sequential" if self.lanes else "random")
+            raise MismatchError(
+                f"{folder} was trained on the packs in another order than that of this run: with"
+                f" {strategy}, or by an earlier version",
+                remedy=[
+                    f"use {strategy}",
+                    f"start a new run from its weights: {setting('model', folder)}",
+                ],
+            )
+        if state.position >= 0 and (state.epoch, state.position) != (self.epoch, self.position):
+            raise MismatchError(
+                f"{folder} was saved at pack {state.position:,} of epoch {state.epoch}; in this"
+                f" run, its step is at pack {self.position:,} of epoch {self.epoch}",
+                remedy=f"keep the data and {setting('dataloader_drop_last')} as they were",
+            )
+
+    @property
+    def data_name(self) -> str:
+        """The name of the data in messages."""
+        if not self.data:
+            return "data without a digest"
+        return f"{self.build or 'other data'} with the digest {self.data[:16]}"
 
 
 def is_resume_requested(resume: Any) -> bool:

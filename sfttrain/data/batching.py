@@ -1,7 +1,7 @@
-"""Batches of packs: those of each rank and step, in one padding-free row.
+"""Batches of packs, each in one padding-free row.
 
-`StepPlan` decides which packs a rank trains on at each step, `StepSampler` and `PackLoader` hand
-this plan to torch, and `collate_packs` joins the packs of a device batch.
+`PackLoader` gives the packs of each rank and step, by a `StepPlan`, to torch, and `collate_packs`
+joins the packs of a device batch.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sfttrain.data.packs import PackLike, PackSource
+from sfttrain.data.step_plan import StepPlan
 
 
 class RowBatch(TypedDict):
@@ -175,72 +176,12 @@ def _concatenate(
     return np.concatenate(parts).astype(dtype) if parts else np.array(default, dtype)
 
 
-@dataclass(frozen=True)
-class StepPlan:
-    """Assignment of packs to steps.
+class StepSampler(Sampler[tuple[int, int]]):
+    """A batch sampler that names each batch of an epoch: (epoch, number of the device batch).
 
-    It is a pure function of the seed, the epoch and the step.
-
-    The packs of an optimizer step do not depend on the number of ranks that share them. Runs on
-    different numbers of ranks are therefore equal if rows * accumulation * world is equal.
-    """
-
-    packs: int
-    """Packs in an epoch."""
-    rows: int
-    """Packs in a device batch."""
-    accumulation: int = 1
-    """Device batches of a rank in an optimizer step."""
-    world: int = 1
-    """Number of ranks."""
-    seed: int = 0
-    """Seed of the order."""
-    shuffle: bool = True
-    """Whether each epoch has an order of its own; else packs keep the order of the source."""
-    drop_last: bool = False
-    """Whether the last step of an epoch is omitted if it is smaller than the others."""
-
-    @property
-    def packs_per_step(self) -> int:
-        """Number of packs in a full optimizer step, over all ranks."""
-        return self.rows * self.accumulation * self.world
-
-    @property
-    def batches(self) -> int:
-        """Number of device batches of each rank in an epoch.
-
-        It is equal on all ranks, and each rank computes it without communication.
-        """
-        full_steps, rest = divmod(self.packs, self.packs_per_step)
-        tail = -(-rest // (self.rows * self.world))
-        return full_steps * self.accumulation + (0 if self.drop_last and full_steps else tail)
-
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        """Return the indices of the packs in the order of the epoch: int64 [packs]."""
-        if not self.shuffle:
-            return np.arange(self.packs, dtype=np.int64)
-        return np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(self.packs)
-
-    def batch(self, order: NDArray[np.int64], number: int, rank: int) -> NDArray[np.int64]:
-        """Return the indices of the packs of one device batch.
-
-        Args:
-            order: The order of the epoch, int64 [packs].
-            number: The 0-based number of the device batch within the epoch.
-            rank: The rank.
-
-        Returns:
-            int64 with at most `rows` entries; empty where the last step has no packs left.
-        """
-        begin = (number * self.world + rank) * self.rows
-        return order[begin : begin + self.rows]
-
-
-class StepSampler(Sampler[list[int]]):
-    """A batch sampler of one rank, by a `StepPlan`.
-
-    transformers' Trainer skips batches and sets the epoch on it. It must not be prepared by
-    accelerate, which would divide the batches among the ranks a second time.
+    The dataset of `PackLoader` finds the packs, so a resume that skips batches takes no time.
+    transformers' Trainer skips batches and sets the epoch on this object. It must not be prepared
+    by accelerate, which would divide the batches among the ranks a second time.
     """
 
     def __init__(self, plan: StepPlan, rank: int = 0) -> None:
@@ -249,10 +190,8 @@ class StepSampler(Sampler[list[int]]):
     def __len__(self) -> int:
         return self.plan.batches
 
-    def __iter__(self) -> Iterator[list[int]]:
-        order = self.plan.order(self.epoch)
-        for number in range(len(self)):
-            yield self.plan.batch(order, number, self.rank).tolist()
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((self.epoch, number) for number in range(len(self)))
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch for the order of the next iteration."""
@@ -281,7 +220,7 @@ class PackLoader(DataLoader[RowBatch]):
             options: Further arguments of torch's DataLoader.
         """
         super().__init__(
-            cast(Any, _PackDataset(source)),
+            cast(Any, BatchDataset(source, sampler.plan, sampler.rank)),
             batch_sampler=cast(Any, sampler),
             collate_fn=collate,
             num_workers=workers,
@@ -293,14 +232,35 @@ class PackLoader(DataLoader[RowBatch]):
         cast(StepSampler, self.batch_sampler).set_epoch(epoch)
 
 
-class _PackDataset(Dataset[PackLike]):
-    """A PackSource as torch's map-style dataset."""
+class BatchDataset(Dataset[PackLike]):
+    """The batches of one rank by their names, as torch's map-style dataset.
 
-    def __init__(self, source: PackSource) -> None:
-        self.source = source
+    Args:
+        source: Packs by index.
+        plan: The plan of the packs for each step.
+        rank: The rank.
+    """
+
+    def __init__(self, source: PackSource, plan: StepPlan, rank: int) -> None:
+        self.source, self.plan, self.rank = source, plan, rank
+        # The latest epoch and its order, and the latest step and its batches: the next batch is
+        # usually of the same ones.
+        self._epoch, self._order = 0, plan.order(0)
+        self._step, self._batches = (-1, -1), [np.zeros(0, np.int64)]
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> PackLike:
-        return self.source[index]
+    def packs(self, epoch: int, number: int) -> list[int]:
+        """Return the indices of the packs of a device batch."""
+        step, batch = divmod(number, self.plan.accumulation)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self.plan.order(epoch)
+        if (epoch, step) != self._step:
+            self._step = epoch, step
+            self._batches = self.plan.batches_of_rank(self._order, step, self.rank)
+        return self._batches[batch].tolist()
+
+    def __getitems__(self, name: tuple[int, int]) -> list[PackLike]:
+        """Return the packs of a device batch, for torch's DataLoader."""
+        return [self.source[index] for index in self.packs(*name)]

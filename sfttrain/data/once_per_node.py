@@ -57,7 +57,8 @@ class OncePerMachine:
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self._number = 0  # of the latest call of `do`, which names the file of its result
-        self._folder: Path | None = None  # of this machine's leader; None before the first work
+        # By rank: the folder of a leader, or ""; empty before the first work.
+        self._folders: list[str] = []
 
     def do(self, work: Callable[[], Result]) -> Result:
         """Run `work` in the leader only, and return its result in every process.
@@ -67,8 +68,7 @@ class OncePerMachine:
         """
         if self._ranks.world == 1:
             return work()
-        if self._folder is None:
-            self._folder = self._exchange_folders()
+        self._exchange_folders()
         self._number += 1
         path = self._folder / f"result-{self._number}"
         if self._ranks.is_leader:
@@ -76,10 +76,25 @@ class OncePerMachine:
         result: Result = self._wait_for_leader(path)
         return result
 
-    def _exchange_folders(self) -> Path:
-        """Return the folder of this machine's leader; the leader creates and locks it."""
+    def count_machines(self) -> int:
+        """Return the number of machines, or 1 if they have different numbers of processes.
+
+        Every process must call this method, in the same order as `do`.
+        """
+        world = self._ranks.world
+        if world == 1:
+            return 1
+        self._exchange_folders()
+        leaders = [rank for rank, folder in enumerate(self._folders) if folder]
+        is_even = leaders == [*range(0, world, world // max(1, len(leaders)))]
+        return len(leaders) if is_even and world % len(leaders) == 0 else 1
+
+    def _exchange_folders(self) -> None:
+        """Learn the folders of all leaders, once; a leader creates and locks its folder."""
         from accelerate.utils import gather_object
 
+        if self._folders:
+            return
         folder = ""
         if self._ranks.is_leader:
             folder = tempfile.mkdtemp(prefix="sfttrain-")
@@ -87,9 +102,13 @@ class OncePerMachine:
             # The lock is held until this process ends, because the file stays open.
             self._lock: Any = (Path(folder) / _LOCK).open("wb")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
-        folders: list[str] = gather_object([folder])
+        self._folders = gather_object([folder])
+
+    @property
+    def _folder(self) -> Path:
+        """The folder of this machine's leader."""
         # The ranks of a machine are consecutive, and its leader has the lowest.
-        return Path(folders[self._ranks.rank - self._ranks.local])
+        return Path(self._folders[self._ranks.rank - self._ranks.local])
 
     def _run_as_leader(self, work: Callable[[], Result], path: Path) -> Result:
         try:
@@ -125,7 +144,6 @@ class OncePerMachine:
         return result
 
     def _has_leader_ended(self) -> bool:
-        assert self._folder is not None
         try:
             with (self._folder / _LOCK).open("rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

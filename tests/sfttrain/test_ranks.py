@@ -64,8 +64,14 @@ def train(folder: Path, out: str, ranks: int, *more: str) -> dict[str, Any]:
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
 def test_two_ranks_train_as_one_and_resume_from_each_other(tmp_path: Path) -> None:
-    # 13 packs in steps of 4: in the last step one rank of two has none left.
-    write_build(tmp_path / "packs", make_packs(13), tokenizer={"name": "", "fingerprint": ""})
+    # 13 packs in steps of 4: in the last step one rank of two has none left. The shards have 4
+    # lanes, and two ranks share the packs of a step by their costs.
+    write_build(
+        tmp_path / "packs",
+        make_packs(13),
+        tokenizer={"name": "", "fingerprint": ""},
+        shard_packs=3,
+    )
     tiny_model("llama").save_pretrained(tmp_path / "model")
     one = train(tmp_path, "one", 1, "--save_steps", "2", "--eval_data", str(tmp_path / "packs"))
     two = train(tmp_path, "two", 2, "--eval_data", str(tmp_path / "packs"))

@@ -380,6 +380,24 @@ def test_the_errors_of_the_leader_reach_the_others(
     assert os.listdir(folders[0])
 
 
+@pytest.mark.parametrize(
+    ("folders", "machines"),
+    [
+        (["/a", "", "/b", ""], 2),
+        (["/a", "", "", ""], 1),
+        (["/a", "/b", "/c", "/d"], 4),
+        (["/a", "", "", "/b"], 1),  # of different sizes
+        (["/a", "", "/b", "", "/c"], 1),
+    ],
+)
+def test_machines_are_counted_if_they_have_equally_many_processes(
+    monkeypatch: pytest.MonkeyPatch, folders: list[str], machines: int
+) -> None:
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda own: folders)
+    assert OncePerMachine(Ranks(1, 1, len(folders))).count_machines() == machines
+    assert OncePerMachine(Ranks()).count_machines() == 1
+
+
 def test_a_preparation_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     from sfttrain import SFTConfig
 

@@ -237,8 +237,8 @@ def test_resuming_another_run_is_refused(tmp_path: Path) -> None:
         with pytest.raises(MismatchError) as caught:
             trainer_for(tmp_path, **settings).train(resume_from_checkpoint=True)
         assert remedy in caught.value.remedy
-    with pytest.raises(MismatchError, match="other shards"):
-        RunState("a", 1, 1).reject_other_run(RunState("b", 1, 1), "x")
+    with pytest.raises(MismatchError, match=r"on other data .* b, but .* /two .* a\n"):
+        RunState("a", 1, 1, build="/two").reject_other_run(RunState("b", 1, 1), "x")
 
 
 def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
