@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from benchmarks import groups
 from sftprep.errors import ConfigError
 from sftprep.packing import Moves, pack_lengths, plan_counts, small
 from sftprep.packing.runs import expand_moves
@@ -177,3 +178,9 @@ def test_partitions_that_the_plan_does_not_have_are_rejected(
     with pytest.raises(ConfigError, match=message) as caught:
         plan.bins_of(lengths, first_ranks)
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["chat-like", "short"])
+def test_groups_need_hardly_more_packs_than_one_plan(name):
+    row = groups.measure(name, 4096, 1 << 30, groups=8)
+    assert 0 <= row.groups_over_plan <= 0.02
