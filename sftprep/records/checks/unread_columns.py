@@ -89,6 +89,7 @@ class UnreadColumns:
             record: The record, after keys were renamed.
             example: What was read of it.
         """
+        replaced = [] if example.replaced is None else self._find_replaced(example)
         keys = tuple(record)
         key_set = self._key_sets.get(keys)
         if key_set is None:
@@ -97,8 +98,8 @@ class UnreadColumns:
         if get_values is not None and get_values(record) != key_set.empty_values:
             self._note_filled(record, example, key_set)
         if not key_set.candidates:
-            return []
-        meaningful = []
+            return replaced
+        meaningful = replaced
         for key, is_meaningful in self.find(record, example, key_set.candidates):
             self._note(key)
             if is_meaningful:
@@ -142,6 +143,21 @@ class UnreadColumns:
             if not (is_repeated and key in kind.optional):
                 is_content = _is_meaningful(key, value) and not is_repeated
                 yield key, is_content or is_switch(key, value)
+
+    def find_replaced(self, example: Example) -> list[str]:
+        """Return the keys with content that renamed keys replaced."""
+        texts = "\n".join(strings_in(_contents(example)))
+        return [
+            key
+            for key, value in (example.replaced or {}).items()
+            if _has_value(value) and not _is_repeated(value, texts)
+        ]
+
+    def _find_replaced(self, example: Example) -> list[str]:
+        found = self.find_replaced(example)
+        for key in found:
+            self._note(key)
+        return [*map(self._name_of, found)]
 
     def _note_filled(self, record: Record, example: Example, key_set: _KeySet) -> None:
         """Note the columns with a value, which need not be examined again."""
