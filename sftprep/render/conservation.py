@@ -97,10 +97,6 @@ class Omissions:
     def __or__(self, other: Omissions) -> Omissions:
         return Omissions(self.kinds | other.kinds, self.last_reasoning or other.last_reasoning)
 
-    def without(self, kind: str) -> Omissions:
-        """Return the omissions without those of one kind."""
-        return Omissions(self.kinds - {kind}, self.last_reasoning)
-
     @property
     def rejectable(self) -> frozenset[str]:
         """The kinds of omissions rejected under quarantine.
