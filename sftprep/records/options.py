@@ -166,10 +166,22 @@ def require_string(value: Any, label: str) -> str:
         return value
     if value is None:
         raise InvalidRecord("bad_row", f"{label} is null")
-    # A column of bytes or images, which is replaced when the table is read.
-    if type(value) is dict and value.keys() == {OPAQUE}:
-        raise InvalidRecord("bad_type", f"{label} holds {value[OPAQUE]}, not text")
+    kind = opaque_kind(value)
+    if kind is not None:
+        raise InvalidRecord("bad_type", f"{label} holds {kind}, not text")
     raise InvalidRecord("bad_type", f"{label} is {describe_json_type(value)}, not text")
+
+
+def opaque_kind(value: Any) -> str | None:
+    """Return what a column of a table holds that is not JSON, or None.
+
+    Such a value is replaced when the table is read, and functions of the user do not get it.
+
+    Example:
+        {"$opaque": "bytes"}  ->  "bytes"
+    """
+    is_opaque = type(value) is dict and value.keys() == {OPAQUE}
+    return str(value[OPAQUE]) if is_opaque else None
 
 
 def repeated_key_error(key: str) -> InvalidRecord:

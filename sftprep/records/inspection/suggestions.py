@@ -28,6 +28,7 @@ from sftprep.records.options import (
     InvalidRecord,
     Record,
     RecordOptions,
+    opaque_kind,
     rename_keys,
 )
 from sftprep.records.pair_keys import find_pair
@@ -66,7 +67,9 @@ def _wrong_types(record: Record) -> str:
     if pair is None:
         return ""
     wrong = [key for key in pair if not is_turn(record[key])]
-    kinds = ", ".join(f"{key!r} is {describe_json_type(record[key])}" for key in wrong)
+    kinds = ", ".join(
+        f"{key!r} is {opaque_kind(record[key]) or describe_json_type(record[key])}" for key in wrong
+    )
     return f"; {kinds}, not a text or a list of messages" if wrong else ""
 
 
