@@ -439,3 +439,23 @@ def test_text_next_to_the_array_of_a_document_is_named(
     assert (
         f"{file}: only the array 'data' is read, and not the text under 'instruction'" in logged[0]
     )
+
+
+@pytest.mark.parametrize(
+    ("system", "is_counted"),
+    [
+        ([part("Be brief."), part("Be kind.", cache_control={"type": "ephemeral"})], False),
+        ({"role": "system", "parts": [{"text": "Be brief."}]}, False),
+        ([part("Be brief.", note=NOTE)], True),
+    ],
+)
+def test_a_system_prompt_in_parts_is_read(system: Any, is_counted: bool, chatml_dir: Path) -> None:
+    record = {"messages": [USER, ASSISTANT], "system": system}
+    assert "Be brief." in prepare([record], chatml_dir).text()
+    assert warnings_of(record, chatml_dir) == ({"column_not_read:system"} if is_counted else set())
+
+
+def test_a_system_prompt_in_parts_is_not_read_alongside_another_one(chatml_dir: Path) -> None:
+    first = {"role": "system", "content": "Be brief."}
+    record = {"messages": [first, USER, ASSISTANT], "system": [part("Kind.")]}
+    assert warnings_of(record, chatml_dir) == {"column_not_read:system"}

@@ -19,7 +19,7 @@ from sftprep.records.images import IMAGE_KEYS, is_filled
 from sftprep.records.options import Record, RecordOptions
 from sftprep.records.pair_keys import is_reasoning_mode, split_key
 from sftprep.records.switches import has_switch_name, is_switch
-from sftprep.records.unread_turns import WORDS_OF_METADATA, is_text
+from sftprep.records.unread_turns import WORDS_OF_METADATA, find_unread, is_text
 
 _MEANINGFUL = (
     frozenset(key for kind in FORMATS.values() for key in kind.keys | kind.optional)
@@ -262,4 +262,24 @@ def _is_unused(key: str, value: Any, example: Example, texts: str) -> bool:
         return False
     messages = example.messages
     shown = str(messages[0].get("content")) if messages else texts
-    return not all(text.strip() in shown for text in strings_in(value))
+    if messages and isinstance(value, list | dict):
+        turn = value if isinstance(value, dict) else {"content": value}
+        if find_unread([turn], messages[:1])[0]:
+            return True
+    return not all(text.strip() in shown for text in _texts_of_parts(value))
+
+
+def _texts_of_parts(value: Any) -> Iterator[str]:
+    """Yield the texts of a system prompt: a string, or parts in the layouts of Anthropic or Gemini.
+
+    Example:
+        [{"type": "text", "text": "Be brief."}]  ->  "Be brief."
+    """
+    if isinstance(value, list):
+        for part in value:
+            yield from _texts_of_parts(part)
+    elif isinstance(value, dict):
+        contents = [value[key] for key in ("content", "parts", "text") if value.get(key)]
+        yield from _texts_of_parts(contents) if contents else strings_in(value)
+    elif isinstance(value, str):
+        yield value
