@@ -354,3 +354,12 @@ def test_a_column_of_bytes_is_named_and_not_used(record: Any, expected: Any) -> 
 def test_the_first_of_several_texts_is_marked(record: Any) -> None:
     (line,) = [line for line in suggested(record).split("\n") if '"user"' in line]
     assert line.endswith("# EDIT: this is only the first of 2")
+
+
+@pytest.mark.parametrize("key", [" answer", "answer ", "answer=text", "answer, short"])
+def test_a_key_that_map_cannot_express_needs_a_transform(key: str) -> None:
+    assert turns_of({"question": "ask", key: "reply"}) == [("user", "ask"), ("assistant", "reply")]
+
+
+def test_a_conversation_under_a_key_that_map_cannot_express_needs_a_transform() -> None:
+    assert turns_of({" log": [U, A]}) == [("user", "ask"), ("assistant", "reply")]

@@ -83,6 +83,8 @@ def suggest(record: Record, options: RecordOptions) -> list[str]:
     if find_history(record, options) is not None or find_items(record) is not None:
         return [_transform_remedy(record, options)]  # a map would lose some of the turns
     renames = _conversation_map(record, options) or _pair_map(record)
+    if renames is not None and not all(map(_can_be_mapped, renames)):
+        return [_transform_remedy(record, options)]
     if renames is not None:
         text = ",".join(f"{source}={target}" for source, target in renames.items())
         return [f"try: {setting('map', text)}"]
@@ -96,6 +98,11 @@ def suggest(record: Record, options: RecordOptions) -> list[str]:
     ):
         return [f"try: {setting('text_field', texts[0])}"]
     return [_transform_remedy(record, options)]
+
+
+def _can_be_mapped(key: str) -> bool:
+    """Return whether the setting `map`, a list of KEY=NAME with commas, can express a key."""
+    return key == key.strip() and "," not in key and "=" not in key
 
 
 def _conversation_map(record: Record, options: RecordOptions) -> dict[str, str] | None:
