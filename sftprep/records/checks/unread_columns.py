@@ -33,6 +33,7 @@ _MEANINGFUL_WORDS = frozenset(
     {
         *("reasoning", "thinking", "thought", "thoughts", "cot", "rationale"),
         *("explanation", "system", "document", "documents", "tool", "tools", "functions"),
+        *("instructions", "developer"),
     }
 )
 """Words of other such keys, such as `deepseek_reasoning`; their values must be text."""
