@@ -167,9 +167,10 @@ def _missing_keys(
     if other_format is not None and other_format != format_name:
         return InvalidRecord(
             "other_schema",
-            f"a {other_format} record among {format_name} records: {names} is {what}",
+            f"a record of format {other_format} among those of format {format_name}:"
+            f" {names} is {what}",
         )
-    if format_name == "text" and record.keys() == {"text"}:
+    if what == "missing" and format_name == "text" and record.keys() == {"text"}:
         return InvalidRecord(
             "other_text_field",
             f'{names} is missing: the only key is "text", as for the lines of text files, because'
@@ -179,7 +180,7 @@ def _missing_keys(
         "bad_row",
         f"{names} is null"
         if what == "null"
-        else f"{names} is missing from this {format_name} record",
+        else f"{names} is missing from this record of format {format_name}",
     )
 
 
