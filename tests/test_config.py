@@ -53,6 +53,8 @@ def test_an_unknown_setting_names_the_nearest_one():
         lambda: TokenizeConfig(date="yesterday"),
         lambda: OutputConfig(workers=0),
         lambda: OutputConfig(max_rejected="many"),
+        lambda: OutputConfig(max_rejected=1.0),
+        lambda: OutputConfig(max_rejected=True),
         lambda: OutputConfig(max_rejected="101%"),
         lambda: OutputConfig(max_rejected="nan"),
         lambda: OutputConfig(shard_tokens=0),
@@ -70,6 +72,7 @@ def test_an_invalid_setting_is_rejected_with_a_remedy(make):
 def test_the_limit_of_rejected_records_is_a_share_or_a_count():
     assert OutputConfig(max_rejected="1%").rejected_limit(1000) == 10
     assert OutputConfig(max_rejected="0").rejected_limit(1000) == 0
+    assert OutputConfig(max_rejected=250).rejected_limit(1000) == 250
     assert OutputConfig(max_rejected="250").rejected_limit(1000) == 250
 
 

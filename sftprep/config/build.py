@@ -219,7 +219,10 @@ class OutputConfig:
         Raises:
             ConfigError: `max_rejected` is neither a percentage nor a count.
         """
-        text = self.max_rejected.strip()
+        # Python users may write a count as a number. A fraction would be ambiguous: 1.0 is neither
+        # certainly 100 % nor certainly one record.
+        is_text = type(self.max_rejected) in (str, int)
+        text = str(self.max_rejected).strip() if is_text else ""
         try:
             value = float(text.removesuffix("%"))
         except ValueError:

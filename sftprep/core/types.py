@@ -63,6 +63,7 @@ class Example:
         unread_texts: The texts of the turns that the messages lack.
         unread_switch: Whether a turn has a key that appears to select what is trained, and that is
             not read.
+        replaced: The values of the record that renamed keys replaced, by their original key.
     """
 
     line: int
@@ -79,6 +80,7 @@ class Example:
     images_dropped: bool = False
     unread_texts: tuple[str, ...] = ()
     unread_switch: bool = False
+    replaced: dict[str, Any] | None = None
 
 
 @dataclass(slots=True)

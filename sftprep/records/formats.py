@@ -60,17 +60,22 @@ def record_reader(format_name: str, options: RecordOptions) -> Callable[[Record,
     is_text, num_keys = FORMATS[format_name].kind != "tokens", len(keys)
 
     def read(record: Record, line: int) -> Example:
+        replaced: Record = {}
         if options.renames:
-            record = rename_keys(record, options.renames)
+            record = rename_keys(record, options.renames, replaced)
         # A record without other keys has no column of images; images to drop may be in its turns.
         may_have_images = is_text and (len(record) > num_keys or options.drop_images)
         had_images = may_have_images and _check_images(record, options)
         for key in keys:
             if record.get(key) is None:
-                return _read_other_key(record, line, format_name, options)
-        example = convert(record, line, options)
+                example = _read_other_key(record, line, format_name, options)
+                break
+        else:
+            example = convert(record, line, options)
         if had_images:
             example.images_dropped = True
+        if replaced:
+            example.replaced = replaced
         return example
 
     return read
@@ -162,9 +167,10 @@ def _missing_keys(
     if other_format is not None and other_format != format_name:
         return InvalidRecord(
             "other_schema",
-            f"a {other_format} record among {format_name} records: {names} is {what}",
+            f"a record of format {other_format} among those of format {format_name}:"
+            f" {names} is {what}",
         )
-    if format_name == "text" and record.keys() == {"text"}:
+    if what == "missing" and format_name == "text" and record.keys() == {"text"}:
         return InvalidRecord(
             "other_text_field",
             f'{names} is missing: the only key is "text", as for the lines of text files, because'
@@ -174,7 +180,7 @@ def _missing_keys(
         "bad_row",
         f"{names} is null"
         if what == "null"
-        else f"{names} is missing from this {format_name} record",
+        else f"{names} is missing from this record of format {format_name}",
     )
 
 

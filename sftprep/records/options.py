@@ -69,18 +69,33 @@ class RecordOptions:
     drop_images: bool = False
 
 
-def rename_keys(record: Record, renames: tuple[tuple[str, str], ...]) -> Record:
+def rename_keys(
+    record: Record, renames: tuple[tuple[str, str], ...], replaced: Record | None = None
+) -> Record:
     """Rename keys of a record in place, and return it.
 
     A renamed key replaces a key that already has the name, because the user asked for it. A key
-    that does not exist renames nothing.
+    that does not exist renames nothing, and null replaces nothing.
 
     Args:
         record: The record.
         renames: Pairs of old and new name.
+        replaced: Receives the values that others replace, by their original key.
+
+    Example:
+        {"question": "a", "text": "b", "output": "c"}, (("question", "text"), ("output", "text"))
+            ->  {"text": "c"}, with replaced = {"question": "a", "text": "b"}
     """
-    renamed = {target: record.pop(source) for source, target in renames if source in record}
-    record.update(renamed)
+    values = [(source, to, record.pop(source)) for source, to in renames if source in record]
+    original: dict[str, str] = {}  # the original key of each renamed value, by its new key
+    for source, target, value in values:
+        present = record.get(target)
+        if value is None and present is not None:
+            continue
+        if replaced is not None and present is not None and present != value:
+            replaced[original.get(target, target)] = present
+        record[target] = value
+        original[target] = source
     return record
 
 
@@ -151,10 +166,22 @@ def require_string(value: Any, label: str) -> str:
         return value
     if value is None:
         raise InvalidRecord("bad_row", f"{label} is null")
-    # A column of bytes or images, which is replaced when the table is read.
-    if type(value) is dict and value.keys() == {OPAQUE}:
-        raise InvalidRecord("bad_type", f"{label} holds {value[OPAQUE]}, not text")
+    kind = opaque_kind(value)
+    if kind is not None:
+        raise InvalidRecord("bad_type", f"{label} holds {kind}, not text")
     raise InvalidRecord("bad_type", f"{label} is {describe_json_type(value)}, not text")
+
+
+def opaque_kind(value: Any) -> str | None:
+    """Return what a column of a table holds that is not JSON, or None.
+
+    Such a value is replaced when the table is read, and functions of the user do not get it.
+
+    Example:
+        {"$opaque": "bytes"}  ->  "bytes"
+    """
+    is_opaque = type(value) is dict and value.keys() == {OPAQUE}
+    return str(value[OPAQUE]) if is_opaque else None
 
 
 def repeated_key_error(key: str) -> InvalidRecord:

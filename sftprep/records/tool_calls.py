@@ -14,7 +14,9 @@ _CALL_KEYS = frozenset({"tool_calls", "function_call"})
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "kwargs")
 """Keys of the arguments of a call: those of OpenAI, Llama, LangChain and Anthropic."""
 _NOT_ARGUMENTS = frozenset({"function", "name", "id", "type", "index"})
-_USUAL_KEYS = frozenset({"function", "name", "id", "type", "index", "arguments"})
+_OUTER_KEYS = frozenset({"function", "id", "type", "index"})
+"""The usual keys of a call, whose function has the others."""
+_USUAL_KEYS = _OUTER_KEYS | {"name", "arguments"}
 
 
 def parse_calls(value: Any, label: str) -> list[dict[str, Any]]:
@@ -87,9 +89,17 @@ def _parse_call(call: Any, label: str) -> dict[str, Any]:
     function = function_of(call)
     if not isinstance(function, dict) or "name" not in function:
         raise InvalidRecord("bad_tool", f"{label} has no name")
+    _check_name(call, function, label)
     named = {"name": function["name"], "arguments": _arguments(call, function, label)}
     parsed = {"type": "function", "function": named}
     return {"id": call["id"], **parsed} if isinstance(call.get("id"), str) else parsed
+
+
+def _check_name(call: dict[str, Any], function: dict[str, Any], label: str) -> None:
+    """Raise InvalidRecord if a call has another name than its function."""
+    name = call.get("name")
+    if name and name != function.get("name"):
+        raise InvalidRecord("bad_tool", f"{label} has different names in a call and its function")
 
 
 def _arguments(call: dict[str, Any], function: dict[str, Any], label: str) -> Any:
@@ -134,8 +144,10 @@ def _with_arguments(call: Any, label: str) -> Any:
     # Most calls have their arguments where templates expect them, and nothing else.
     present = function.get("arguments")
     is_filled = bool(present) and not _is_null(present)
-    if is_filled and function.keys() <= _USUAL_KEYS and call.keys() <= _USUAL_KEYS:
+    usual_keys = _USUAL_KEYS if function is call else _OUTER_KEYS
+    if is_filled and function.keys() <= _USUAL_KEYS and call.keys() <= usual_keys:
         return call
+    _check_name(call, function, label)
     arguments = _arguments(call, function, label)
     keys = [key for key in _ARGUMENT_KEYS if key in function or key in call]
     is_in_place = keys == ["arguments"] and "arguments" in function

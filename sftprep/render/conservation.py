@@ -14,6 +14,8 @@ check:
    found by chance. Such leaves are decided by a second rendering, in which every leaf is a unique
    sentinel. Records of the same shape (roles, kinds of leaves, keys of arguments) share this
    rendering.
+4. A template may leave out a value because of what it is. So the text must have as many occurrences
+   as the record has values, besides those within other values (`spellings.count_missing`).
 
 Cost: most records need no check, because all of their contents are among the rendered pieces
 (`unchanged_contents.py`). The tests compare the check with sentinels that transformers renders.
@@ -35,11 +37,18 @@ from sftprep.render.content_leaves import (
     ANYWHERE,
     Leaf,
     SentinelCopy,
+    SentinelRendering,
     find_structural_strings,
-    remove_sentinels,
     to_leaves,
 )
-from sftprep.render.spellings import cannot_be_in, iter_spellings, occurs
+from sftprep.render.spellings import (
+    all_occur,
+    cannot_be_in,
+    count_missing,
+    iter_spellings,
+    occurs,
+    to_forms,
+)
 from sftprep.render.unread_keys import UnreadCopy
 from sftprep.render.written_values import WrittenValues
 
@@ -64,20 +73,6 @@ class Conversation(NamedTuple):
     """Variables of the template that the record sets."""
 
 
-@dataclass(frozen=True, slots=True)
-class SentinelRendering:
-    """What a template writes for a record whose leaves are sentinels.
-
-    Attributes:
-        unwritten: The numbers of the leaves that it does not write.
-        structure: What it writes besides the leaves: its own text, roles, keys and dates. A leaf
-            that is in this text may be found although it is not written.
-    """
-
-    unwritten: frozenset[int]
-    structure: str
-
-
 Render = Callable[[Conversation], str]
 """Renders a conversation to a text, or raises."""
 
@@ -96,10 +91,6 @@ class Omissions:
 
     def __or__(self, other: Omissions) -> Omissions:
         return Omissions(self.kinds | other.kinds, self.last_reasoning or other.last_reasoning)
-
-    def without(self, kind: str) -> Omissions:
-        """Return the omissions without those of one kind."""
-        return Omissions(self.kinds - {kind}, self.last_reasoning)
 
     @property
     def rejectable(self) -> frozenset[str]:
@@ -253,7 +244,8 @@ class ConservationCheck:
             # The search takes quadratic time, the sentinels do not.
             rendering = self._render_sentinels(conversation, leaves)
             if rendering is not None:
-                return _to_omissions([leaves[number] for number in rendering.unwritten], messages)
+                lacking = [leaf for k, leaf in enumerate(leaves) if rendering.lacks(k, leaf.value)]
+                return _to_omissions(lacking, messages)
             # Only a search without a result reads the whole text.
             found = _search_leaves(leaves, text, most_misses=1 + _MOST_WORK // len(text))
             omitted = [leaf for leaf, shown in zip(leaves, found, strict=True) if not shown]
@@ -261,15 +253,18 @@ class ConservationCheck:
         found = _search_leaves(leaves, text)
         rendering = self._render_sentinels(conversation, leaves)
         if rendering is not None:
-            unwritten = rendering.unwritten
             unsure = _find_ambiguous(leaves, rendering, find_structural_strings(messages))
+            written = [not rendering.lacks(k, leaf.value) for k, leaf in enumerate(leaves)]
+            in_order = found
             found = [
-                number not in unwritten
-                if found[number] and number in unsure
+                written[number]
+                if in_order[number] and number in unsure
                 # The search in order may have taken an occurrence of another leaf.
-                else found[number] or (number not in unwritten and occurs(leaf.value, text))
+                else in_order[number] or (written[number] and occurs(leaf.value, text))
                 for number, leaf in enumerate(leaves)
             ]
+            # A template may leave out a leaf because of its value, which sentinels do not have.
+            _remove_missing(leaves, found, in_order, unsure, text)
         omitted = [leaf for leaf, shown in zip(leaves, found, strict=True) if not shown]
         return _to_omissions(omitted, messages)
 
@@ -297,10 +292,7 @@ class ConservationCheck:
         if len(sentinel_copy.sentinels) == len(leaves):
             with suppress(Exception):  # a template may refuse the sentinels for any reason
                 sentinels = Conversation(sentinel_messages, sentinel_tools, variables)
-                text = self._render(sentinels)
-                rendering = SentinelRendering(
-                    sentinel_copy.find_unwritten(text), remove_sentinels(text)
-                )
+                rendering = sentinel_copy.read(self._render(sentinels))
         if len(messages) <= _MOST_MESSAGES_KEPT:
             if (
                 len(self._sentinels_by_shape) >= _SHAPES_KEPT
@@ -314,11 +306,6 @@ class ConservationCheck:
 
 
 # --- search ---------------------------------------------------------------------------------------
-
-
-def all_occur(texts: Sequence[str], rendered: Sequence[str]) -> bool:
-    """Return whether each text is in one of the rendered texts, in any spelling."""
-    return all(any(occurs(text, shown) for shown in rendered) for text in texts)
 
 
 def _search_leaves(leaves: Sequence[Leaf], text: str, most_misses: int | None = None) -> list[bool]:
@@ -352,6 +339,26 @@ def _search_leaves(leaves: Sequence[Leaf], text: str, most_misses: int | None = 
         if position >= 0 and not _may_match_by_chance(leaf):
             end = max(end, position + len(form))
     return found
+
+
+def _remove_missing(
+    leaves: Sequence[Leaf],
+    found: list[bool],
+    in_order: Sequence[bool],
+    unsure: set[int],
+    text: str,
+) -> None:
+    """Set `found` to False for leaves of which the text has fewer than the record.
+
+    Of equal leaves, those that the search in order missed are set first, then the last ones.
+    """
+    forms = {number: to_forms(leaf.value) for number, leaf in enumerate(leaves) if found[number]}
+    examined = [number for number in forms if number in unsure or not in_order[number]]
+    missing = count_missing([*forms.values()], [forms[number] for number in examined], text)
+    for number in sorted(examined, key=lambda number: (in_order[number], -number)):
+        if missing[forms[number]]:
+            missing[forms[number]] -= 1
+            found[number] = False
 
 
 def _find_ambiguous(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -241,13 +241,34 @@ def _iter_scalars(value: Any, written_values: WrittenValues) -> Iterator[str | i
 # --- sentinels ------------------------------------------------------------------------------------
 
 
-_SENTINEL = re.compile(r"zqx(\d{8})xqz|918(\d{8})|jv(\d+)w+|917(\d{8})")
+_SENTINEL = re.compile(r"zqx(\d{8})xqz|918(\d{8})|jv(\d+)w+|917(\d{8})", re.IGNORECASE)
 _FIRST_NUMBER = 918_0000_0000
 
 
-def remove_sentinels(text: str) -> str:
-    """Return a text with a null character in place of each sentinel."""
-    return _SENTINEL.sub("\0", text)
+_CASES: tuple[Callable[[str], str], ...] = (str, str.upper, str.capitalize, str.title)
+"""What a template may do to the case of a content."""
+
+
+@dataclass(frozen=True, slots=True)
+class SentinelRendering:
+    """What a template writes for a record whose leaves are sentinels.
+
+    Attributes:
+        unwritten: The numbers of the leaves that it does not write.
+        structure: What it writes besides the leaves: its own text, roles, keys and dates. A leaf
+            that is in this text may be found although it is not written.
+        recased: By number, how it changes the case of a leaf.
+    """
+
+    unwritten: frozenset[int]
+    structure: str
+    recased: dict[int, Callable[[str], str]]
+
+    def lacks(self, number: int, value: str | int | float) -> bool:
+        """Return whether the template does not write a leaf, or in another case."""
+        case = self.recased.get(number)
+        is_changed = case is not None and isinstance(value, str) and case(value) != value
+        return number in self.unwritten or is_changed
 
 
 @dataclass(slots=True)
@@ -292,12 +313,21 @@ class SentinelCopy:
         self.shape.append(("tools", found.shape))
         return found.copy
 
-    def find_unwritten(self, text: str) -> frozenset[int]:
-        """Return the numbers of the sentinels missing in a text."""
-        return frozenset(range(len(self.sentinels))) - {
-            self._first_of_tools + int(tool or value) if tool or value else int(word or number)
-            for word, number, tool, value in _SENTINEL.findall(text)
-        }
+    def read(self, text: str) -> SentinelRendering:
+        """Return what a text of the copy shows."""
+        unwritten, recased = set(range(len(self.sentinels))), {}
+        for match in _SENTINEL.finditer(text):
+            word, argument, tool, value = match.groups()
+            number = int(word or argument or tool or value)
+            number += self._first_of_tools if tool or value else 0
+            shown, unchanged = match[0], match[0].lower()
+            case = next((case for case in _CASES if case(unchanged) == shown), None)
+            if case is not None and number in unwritten:
+                unwritten.remove(number)
+                recased[number] = case
+            if case is str:
+                recased.pop(number, None)
+        return SentinelRendering(frozenset(unwritten), _SENTINEL.sub("\0", text), recased)
 
     def _copy_content(self, message: Message, copy: Message) -> None:
         parts = _split_content(message)

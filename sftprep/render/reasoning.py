@@ -111,13 +111,14 @@ def find_emptied(messages: Sequence[Message], kept: Sequence[Message]) -> int | 
     return None
 
 
-def without_texts_of_calls(messages: Sequence[Message], numbers: Sequence[int]) -> list[Message]:
-    """Return messages, of which some have no text alongside their calls."""
+def without_omissible(messages: Sequence[Message]) -> list[Message]:
+    """Return messages without what templates omit of earlier turns.
+
+    This is the reasoning, and the text alongside calls.
+    """
     return [
-        {**message, "content": ""}
-        if number in numbers and message.get("tool_calls") and message.get("content")
-        else message
-        for number, message in enumerate(messages)
+        {**kept, "content": ""} if kept.get("tool_calls") and kept.get("content") else kept
+        for kept in map(without_reasoning, messages)
     ]
 
 

@@ -34,7 +34,7 @@ from sftprep.render.reasoning import (
     has_tags,
     remove_from_completion,
     without_empty_blocks,
-    without_texts_of_calls,
+    without_omissible,
 )
 from sftprep.render.rendered_batch import RenderedBatch, Span
 from sftprep.render.templates import RecipeTemplates
@@ -327,19 +327,19 @@ class Renderer:
         # Texts that are not in a message are searched for in the texts of all turns.
         known_example = replace(example, unread_texts=()) if example.unread_texts else example
         targets = self._turns.weighted_turns(messages, weights, first_target)
-        # The text alongside the calls of an earlier turn is in the sequence of that turn.
-        earlier = without_texts_of_calls(messages, targets)
+        # The messages, without what is checked in the sequence of an earlier turn.
+        unchecked, num_checked = [*messages], 0
         # All turns are rendered before the first one is added, because the template may reject one.
         for number in targets:
             prompt = self._chats.render_prompt(self.templates.plain, messages[:number], example)
             needs_turns = self.templates.needs_turns
             template = self.templates.with_turns if needs_turns else self.templates.plain
             rendering = self._chats.render(template, messages[: number + 1], example)
-            found = self._chats.find_omissions(
-                known_example, [*earlier[:number], messages[number]], template, rendering
+            omissions |= self._chats.find_omissions(
+                known_example, unchecked[: number + 1], template, rendering
             )
-            # Reasoning of an earlier turn is in the text of that turn.
-            omissions |= found if found.last_reasoning else found.without(REASONING)
+            checked = slice(num_checked, number + 1)
+            unchecked[checked], num_checked = without_omissible(messages[checked]), number + 1
             rendered = to_rendered(rendering)
             if self._turns.trains_spans and needs_turns:
                 spans = self._turns.spans_of(rendered, messages[: number + 1], [number])

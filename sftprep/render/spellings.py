@@ -1,10 +1,14 @@
-"""Spellings of a value in the text of a chat template: raw, as JSON, and as Python."""
+"""Spellings of a value in the text of a chat template: raw, as JSON, and as Python.
+
+Values that occur in each other are found by their number (`count_missing`).
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 _UNESCAPED = re.compile(r"[A-Za-z0-9 .,]{8,64}")
 """A part of a string that JSON and Python write unchanged."""
@@ -13,6 +17,11 @@ _UNESCAPED = re.compile(r"[A-Za-z0-9 .,]{8,64}")
 def occurs(value: str | int | float, text: str) -> bool:
     """Return whether a text contains a value in any spelling."""
     return any(form in text for form in iter_spellings(value))
+
+
+def all_occur(texts: Sequence[str], rendered: Sequence[str]) -> bool:
+    """Return whether each text is in one of the rendered texts, in any spelling."""
+    return all(any(occurs(text, shown) for shown in rendered) for text in texts)
 
 
 def cannot_be_in(value: str | int | float, text: str) -> bool:
@@ -55,3 +64,42 @@ def _json_spellings(value: str) -> list[str]:
             html = html.replace(character, f"\\u{code}")
         forms += [form, html]
     return [form for form in dict.fromkeys(forms) if form != value]
+
+
+Forms = tuple[str, ...]
+"""The different spellings of a value, the raw one first."""
+
+
+def to_forms(value: str | int | float) -> Forms:
+    """Return the different spellings of a value."""
+    return tuple(dict.fromkeys(iter_spellings(value)))
+
+
+def count_missing(shown: Sequence[Forms], examined: Sequence[Forms], text: str) -> Counter[Forms]:
+    """Count the values for which a text has too few occurrences.
+
+    Every value needs an occurrence of its own: one within another value is not its own. The
+    spellings of a value that has only one are the same inside every spelling of another value;
+    for other values, occurrences within others are not considered.
+
+    Args:
+        shown: The spellings of the values that the text should contain; each of them is in it.
+        examined: Those of the values to count.
+        text: The text.
+
+    Example:
+        "no", "not now" in "not now"  ->  1 is missing for "no"
+    """
+    num_shown = Counter(shown)
+    joined = "\0".join(forms[0] for forms in shown)
+    missing: Counter[Forms] = Counter()
+    # Longer values first: a missing one contains no occurrence of the shorter ones.
+    for forms in sorted(set(examined), key=lambda forms: -len(forms[0])):
+        needed = num_shown[forms]
+        if len(forms) == 1:
+            within = sum(number * other[0].count(forms[0]) for other, number in missing.items())
+            needed = joined.count(forms[0]) - within
+        lacking = needed - sum(map(text.count, forms))
+        if lacking > 0:
+            missing[forms] = min(lacking, num_shown[forms])
+    return missing

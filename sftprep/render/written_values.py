@@ -7,6 +7,10 @@ from typing import Any
 
 from sftprep.core.types import function_of
 
+_MOST_WORK = 1 << 28
+"""The largest number of characters that are searched for JSON out of order; the other values are
+then not known to be written."""
+
 
 class WrittenValues:
     """The objects written by a rendering.
@@ -27,8 +31,19 @@ class WrittenValues:
         # object or a list is written with it.
         self._strings = set(map(id, pieces))
         self._containers: set[int] = set()
+        end = 0  # of the JSON found last: most templates write it in the order of its conversion
+        searches_left = 1 + _MOST_WORK // (1 + len(text))
         for value, json_text in written_as_json:
-            if id(json_text) in self._strings or json_text in text:
+            is_written = id(json_text) in self._strings
+            if not is_written and searches_left:
+                start = text.find(json_text, end)
+                if start < 0:
+                    # Only these searches read the whole text.
+                    searches_left -= 1
+                    start = text.find(json_text)
+                if start >= 0:
+                    is_written, end = True, start + len(json_text)
+            if is_written:
                 (self._strings if isinstance(value, str) else self._containers).add(id(value))
 
     def has_part_of(self, tool: Any) -> bool:

@@ -161,3 +161,21 @@ def test_alternating_turns_are_rendered_by_the_compiled_template(
     before = pieces.report()["renders"]["jinja"]
     assert pieces.render(messages) == slow.render(messages)
     assert pieces.report()["renders"]["jinja"] == before
+
+
+@pytest.mark.parametrize(
+    ("content", "roles"),
+    [
+        ("m.content[:10]", set()),
+        ("m.content[0]", set()),
+        ("m.content[:10]|tojson", set()),
+        ("m.content|reverse|list|tojson", set()),
+        ("m.content[0].text", {"user", "system", "assistant", "tool", "developer"}),
+        ("m.content[0]['text']|tojson", {"user", "system", "assistant", "tool", "developer"}),
+    ],
+)
+def test_contents_become_parts_only_where_a_template_reads_their_texts(
+    content: str, roles: set[str]
+) -> None:
+    source = "{% for m in messages %}[{{ m.role }}]{{ " + content + " }}{% endfor %}"
+    assert ChatTemplate(source, variables=VARIABLES).part_roles == roles

@@ -190,3 +190,21 @@ def test_a_stream_shows_the_first_record_of_each_reason(records, tokenizer_dir, 
     )
     with pytest.raises(error, match=r"data\.jsonl:1: message 1 .*'Harbour'"):
         list(stream)
+
+
+def test_each_kind_of_problem_of_a_record_is_counted(folder_with):
+    rows = [
+        chat(("user", ""), ("assistant", "")),
+        chat(("user", "x"), ("assistant", "")),
+        chat(("user", " "), ("assistant", "a"), ("assistant", "b"), ("user", "q"), ("tool", "t")),
+        chat(("assistant", "a"), ("assistant", "b")),
+    ]
+    batch = prepare(rows, folder_with(CHATML)).batch
+    found = {name: batch.counts.get(f"warnings.{name}", 0) for name in {r for _, r in SUSPECTS}}
+    assert found == {
+        "empty_turn": 2, "empty_target": 2, "role_order": 2, "bad_tool": 1, "no_target": 0,
+    }  # fmt: skip
+    first_lines = {name: batch.first_lines.get(f"warnings.{name}") for name in found}
+    assert first_lines == {
+        "empty_turn": 0, "empty_target": 0, "role_order": 2, "bad_tool": 2, "no_target": None,
+    }  # fmt: skip

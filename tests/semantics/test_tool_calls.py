@@ -79,6 +79,33 @@ def test_calls_without_a_name_make_a_bad_record(folder_with, call, problem):
     assert rejection(row, folder_with(SHOWING)) == ("bad_tool", f"call 2 of message 2 {problem}")
 
 
+@pytest.mark.parametrize(
+    ("outer", "problem"),
+    [
+        ({"name": "get_w"}, "has different names in a call and its function"),
+        ({"arguments": {"w": 1}}, "has different arguments under several keys"),
+        (
+            {"name": "get_w", "arguments": {"w": 1}},
+            "has different names in a call and its function",
+        ),
+        ({"name": "get_v", "arguments": '{"v": 2}'}, None),
+    ],
+)
+def test_a_call_with_other_values_than_its_function_is_a_bad_record(folder_with, outer, problem):
+    inner = {"name": "get_v", "arguments": {"v": 2}}
+    call = {"type": "function", **outer, "function": inner}
+    row = {
+        "messages": [
+            {"role": "user", "content": "When?"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+    }
+    rejected = prepare([row], folder_with(SHOWING)).batch.rejected
+    where = 'tool_calls of message 2 of "messages"'
+    expected = [] if problem is None else [("bad_tool", f"{where} {problem}")]
+    assert [(record.reason, record.message) for record in rejected] == expected
+
+
 @pytest.mark.parametrize("absent", [{"content": None}, {}])
 def test_calls_in_a_message_without_content_are_validated(folder_with, absent):
     row = calling({"name": "tide", "arguments": "{"})

@@ -321,3 +321,45 @@ def test_the_example_runs_on_any_record(record: Any) -> None:
     for message in run(code, record)["messages"]:
         assert isinstance(message, dict)
     assert re.search(r"^def to_chat\(record\):$", code, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (
+            {"question": "ask", "answer": {"$opaque": "bytes"}},
+            [("user", "ask"), ("assistant", "...")],
+        ),
+        (
+            {"question": {"$opaque": "list of bytes"}, "answer": "reply"},
+            [("user", "..."), ("assistant", "reply")],
+        ),
+    ],
+)
+def test_a_column_of_bytes_is_named_and_not_used(record: Any, expected: Any) -> None:
+    assert turns_of(record) == expected
+    text = suggested(record)
+    assert "$opaque" not in text
+    assert re.search(r"'(answer|question)' \((list of )?bytes, not text\)", text)
+    assert re.search(r"# EDIT: '(answer|question)' holds (list of )?bytes, not text; write", text)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"input": ["q1", "q2"], "output": ["a1", "a2"]},
+        {"question": "ask", "context": ["one part", "another part"], "answer": {"text": ["a"]}},
+    ],
+)
+def test_the_first_of_several_texts_is_marked(record: Any) -> None:
+    (line,) = [line for line in suggested(record).split("\n") if '"user"' in line]
+    assert line.endswith("# EDIT: this is only the first of 2")
+
+
+@pytest.mark.parametrize("key", [" answer", "answer ", "answer=text", "answer, short"])
+def test_a_key_that_map_cannot_express_needs_a_transform(key: str) -> None:
+    assert turns_of({"question": "ask", key: "reply"}) == [("user", "ask"), ("assistant", "reply")]
+
+
+def test_a_conversation_under_a_key_that_map_cannot_express_needs_a_transform() -> None:
+    assert turns_of({" log": [U, A]}) == [("user", "ask"), ("assistant", "reply")]

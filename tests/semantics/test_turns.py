@@ -251,6 +251,19 @@ def test_with_last_assistant_only_the_last_turn_is_an_example(folder_with):
         train_on="last-assistant",
     )
     assert [made.trained(k) for k in range(len(made))] == [["<think>Hm hm.</think>Four.<|im_end|>"]]
+    # No sequence has the reasoning of the first turn.
+    assert made.batch.counts["warnings.reasoning_not_shown"] == 1
+    assert "warnings.last_reasoning_not_shown" not in made.batch.counts
+
+
+@pytest.mark.parametrize("num_messages", [3, 4])
+def test_reasoning_in_the_sequence_of_a_later_turn_is_not_counted(folder_with, num_messages):
+    shown = "message.reasoning_content is defined and loop.index > messages|length - 2"
+    template = FORGETFUL.replace("message.reasoning_content is defined and loop.last", shown)
+    messages = [*THOUGHTS[:1], {**THOUGHTS[1], "weight": 0}, *THOUGHTS[5 - num_messages + 1 :]]
+    assert len(messages) == num_messages
+    made = prepare([{"messages": messages}], folder_with(template), expand_turns=True)
+    assert made.batch.counts.get("warnings.reasoning_not_shown", 0) == (num_messages == 4)
 
 
 def test_switched_off_turns_are_not_expanded_and_weights_apply_to_their_turn(folder_with):
@@ -265,6 +278,7 @@ def test_switched_off_turns_are_not_expanded_and_weights_apply_to_their_turn(fol
     assert len(made) == 1
     assert {weight for weight in made.weights() if weight} == {0.5}
     counts = made.batch.counts
+    assert counts["warnings.reasoning_not_shown"] == 1
     assert (counts["dropped.no_assistant_turn"], counts["records"], counts["sequences"]) == (
         1,
         2,
@@ -281,6 +295,7 @@ def test_only_turns_of_the_completion_are_expanded(folder_with):
     assert [made.trained(k) for k in range(len(made))] == [
         ["<think>Hm hm.</think>Four.<|im_end|>\n"]
     ]
+    assert made.batch.counts["warnings.reasoning_not_shown"] == 1
 
 
 def test_expand_turns_with_all_is_rejected():

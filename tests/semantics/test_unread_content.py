@@ -439,3 +439,41 @@ def test_text_next_to_the_array_of_a_document_is_named(
     assert (
         f"{file}: only the array 'data' is read, and not the text under 'instruction'" in logged[0]
     )
+
+
+@pytest.mark.parametrize(
+    ("system", "is_counted"),
+    [
+        ([part("Be brief."), part("Be kind.", cache_control={"type": "ephemeral"})], False),
+        ({"role": "system", "parts": [{"text": "Be brief."}]}, False),
+        ([part("Be brief.", note=NOTE)], True),
+    ],
+)
+def test_a_system_prompt_in_parts_is_read(system: Any, is_counted: bool, chatml_dir: Path) -> None:
+    record = {"messages": [USER, ASSISTANT], "system": system}
+    assert "Be brief." in prepare([record], chatml_dir).text()
+    assert warnings_of(record, chatml_dir) == ({"column_not_read:system"} if is_counted else set())
+
+
+def test_a_system_prompt_in_parts_is_not_read_alongside_another_one(chatml_dir: Path) -> None:
+    first = {"role": "system", "content": "Be brief."}
+    record = {"messages": [first, USER, ASSISTANT], "system": [part("Kind.")]}
+    assert warnings_of(record, chatml_dir) == {"column_not_read:system"}
+
+
+@pytest.mark.parametrize("key", ["instructions", "developer"])
+def test_instructions_beside_messages_are_counted(key: str, chatml_dir: Path) -> None:
+    record = {"messages": [USER, ASSISTANT], key: "Answer in one sentence."}
+    assert warnings_of(record, chatml_dir) == {f"column_not_read:{key}"}
+    # A single word is a value such as a name.
+    assert warnings_of({**record, key: "Kiel"}, chatml_dir) == set()
+
+
+@pytest.mark.parametrize(
+    ("text_field", "reason"), [("text", "bad_row"), ("body", "other_text_field")]
+)
+def test_a_null_text_is_not_taken_for_a_line_of_a_text_file(text_field: str, reason: str) -> None:
+    options = RecordOptions(text_field=text_field)
+    with pytest.raises(InvalidRecord) as caught:
+        read_record({"text": None if text_field == "text" else "a"}, 0, "text", options)
+    assert caught.value.reason == reason

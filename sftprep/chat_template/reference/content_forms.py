@@ -18,11 +18,16 @@ Render = Callable[[list[Message]], str]
 
 _PROBE = "sftprep probe 7391"
 _PARAMETER = "probe7391"
+_MARK = "zq7391"
+"""A value of parts of probes that a template writes only if it writes whole parts."""
 _CONTENT_ROLES = ("user", "system", "assistant")
 
 
 def find_part_roles(render: Render) -> frozenset[str]:
     """Return the roles with contents shown by a template only as a list of parts.
+
+    A template that writes the parts themselves, as one that cuts every content does, expects
+    strings.
 
     Args:
         render: The template.
@@ -87,11 +92,14 @@ def to_parts(messages: list[Message], roles: frozenset[str]) -> list[Message]:
 
 
 def _turn(role: str, content: str, part_roles: set[str] | tuple[str, ...]) -> Message:
-    return to_parts([{"role": role, "content": content}], frozenset(part_roles))[0]
+    if role not in part_roles:
+        return {"role": role, "content": content}
+    return {"role": role, "content": [{"type": "text", "text": content, "mark": _MARK}]}
 
 
 def _shows(render: Render, messages: list[Message]) -> bool:
     try:
-        return _PROBE in render(messages)
+        text = render(messages)
     except TemplateError:
         return False
+    return _PROBE in text and _MARK not in text

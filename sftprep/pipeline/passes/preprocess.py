@@ -334,7 +334,7 @@ def read_examples(
                 exact = parse_exactly(line, record) if number in rounded else record
                 example = read(exact, number)
                 quality_checks.check(example, exact, counts, search=number in searched)
-                if len(record) > 1:
+                if len(record) > 1 or example.replaced:
                     for key in columns.find_meaningful(exact, example):
                         counts.warn(f"{COLUMN_NOT_READ}{key}", number)
                 if example.images_dropped:

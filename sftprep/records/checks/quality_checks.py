@@ -10,7 +10,7 @@ first: turns of the user and the assistant that alternate, none of them empty.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -94,40 +94,43 @@ class QualityChecks:
         if may_call and check_calls(messages, example.tools):
             counts.warn("unknown_tool", example.line)
         roles = tuple(map(_ROLE, messages))
-        find_problem = _known_order_problem if len(roles) <= _MOST_ROLES_KEPT else _order_problem
-        problem = find_problem(roles)
-        if problem is None and not _are_filled(contents):
-            problem = _empty_problem(messages, contents)
-        if problem is None and (search or not _MEDIA_KEYS.isdisjoint(record)):
-            problem = self._special_problem(example, contents, record)
-        if problem is None:
+        find_problems = _known_order_problems if len(roles) <= _MOST_ROLES_KEPT else _order_problems
+        problems = find_problems(roles)
+        if not _are_filled(contents):
+            problems = (*problems, *_empty_problems(messages, contents))
+        if search or not _MEDIA_KEYS.isdisjoint(record):
+            problems = (*problems, *self._special_problems(example, contents, record))
+        if not problems:
             return
         if self._rejects:
             counts.warn("suspects_rejected", example.line)
-            raise InvalidRecord(problem.reason, problem.message)
+            raise InvalidRecord(problems[0].reason, problems[0].message)
         # What the renderer finds as well is counted once.
-        is_special = problem.reason == "special_tokens_in_text"
-        counts.warn_once("special_token_in_content" if is_special else problem.reason, example.line)
+        for reason in dict.fromkeys(problem.reason for problem in problems):
+            is_special = reason == "special_tokens_in_text"
+            counts.warn_once("special_token_in_content" if is_special else reason, example.line)
 
-    def _special_problem(
+    def _special_problems(
         self, example: Example, contents: Sequence[Any], record: Record
-    ) -> _Problem | None:
+    ) -> Iterator[_Problem]:
+        """Yield the first special token or placeholder, if there is one."""
         has_media = any(record[key] for key in _MEDIA_KEYS.intersection(record))
         pattern = self._pattern_with_media if has_media else self._pattern
         for number, content in enumerate(contents, 1):
             found = pattern.search(content) if isinstance(content, str) else None
             if found is not None:
-                return _Problem("special_tokens_in_text", f"message {number} has {found[0]!r}")
+                yield _Problem("special_tokens_in_text", f"message {number} has {found[0]!r}")
+                return
         # Reasoning, names and calls, and then the tools.
         for number, message in enumerate(example.messages or (), 1):
             is_plain = len(message) == 2 and isinstance(message.get("content"), str)
             word = None if is_plain else self._find_word(message)
             if word is not None:
-                return _Problem("special_tokens_in_text", f"message {number} has {word!r}")
+                yield _Problem("special_tokens_in_text", f"message {number} has {word!r}")
+                return
         word = self._find_word(example.tools)
-        if word is None:
-            return None
-        return _Problem("special_tokens_in_text", f"a tool has {word!r}")
+        if word is not None:
+            yield _Problem("special_tokens_in_text", f"a tool has {word!r}")
 
     def _find_word(self, value: Any) -> str | None:
         """Return the first word of the pattern in the strings and keys of JSON values, or None."""
@@ -142,22 +145,27 @@ def _pattern_of(words: set[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
 
 
-def _order_problem(roles: tuple[str, ...]) -> _Problem | None:
+def _order_problems(roles: tuple[str, ...]) -> tuple[_Problem, ...]:
+    """Return the problems of a sequence of roles, of each kind the first one."""
     start = roles[0] in SYSTEM_ROLES
     answers = roles[start + 1 :: 2]
     if answers and roles[start::2].count("user") + answers.count("assistant") + start == len(roles):
-        return None
+        return ()
+    found: dict[str, _Problem] = {}
     if "assistant" not in roles:
-        return _Problem(
+        found["no_target"] = _Problem(
             "no_target", "no message is from the assistant, so there is nothing to learn"
         )
     pairs = enumerate(zip([None, *roles], roles, strict=False), 1)
-    problems = (_turn_problem(number, before, role) for number, (before, role) in pairs)
-    return next((problem for problem in problems if problem is not None), None)
+    for number, (before, role) in pairs:
+        problem = _turn_problem(number, before, role)
+        if problem is not None:
+            found.setdefault(problem.reason, problem)
+    return tuple(found.values())
 
 
 # Most conversations have one of a few sequences of roles.
-_known_order_problem = lru_cache(maxsize=1024)(_order_problem)
+_known_order_problems = lru_cache(maxsize=1024)(_order_problems)
 
 
 def _turn_problem(number: int, previous_role: str | None, role: str) -> _Problem | None:
@@ -194,17 +202,17 @@ def _are_filled(contents: Sequence[Any]) -> bool:
         return False
 
 
-def _empty_problem(messages: list[Message], contents: Sequence[Any]) -> _Problem | None:
+def _empty_problems(messages: list[Message], contents: Sequence[Any]) -> Iterator[_Problem]:
+    """Yield the messages of the user and the assistant that are empty."""
     for number, (message, content) in enumerate(zip(messages, contents, strict=True), 1):
         if content and not (isinstance(content, str) and content.isspace()):
             continue
         if message["role"] == "user":
-            return _Problem("empty_turn", f"message {number} is from the user and is empty")
+            yield _Problem("empty_turn", f"message {number} is from the user and is empty")
         # A message that only calls tools has no content.
         if message["role"] == "assistant" and not message.get("tool_calls"):
             others = sorted(key for key in message if key not in ("role", "content"))
             besides = f" besides {', '.join(map(repr, others))}" if others else ""
-            return _Problem(
+            yield _Problem(
                 "empty_target", f"message {number} is from the assistant and is empty{besides}"
             )
-    return None

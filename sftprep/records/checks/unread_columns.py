@@ -19,7 +19,7 @@ from sftprep.records.images import IMAGE_KEYS, is_filled
 from sftprep.records.options import Record, RecordOptions
 from sftprep.records.pair_keys import is_reasoning_mode, split_key
 from sftprep.records.switches import has_switch_name, is_switch
-from sftprep.records.unread_turns import WORDS_OF_METADATA, is_text
+from sftprep.records.unread_turns import WORDS_OF_METADATA, find_unread, is_text
 
 _MEANINGFUL = (
     frozenset(key for kind in FORMATS.values() for key in kind.keys | kind.optional)
@@ -33,6 +33,7 @@ _MEANINGFUL_WORDS = frozenset(
     {
         *("reasoning", "thinking", "thought", "thoughts", "cot", "rationale"),
         *("explanation", "system", "document", "documents", "tool", "tools", "functions"),
+        *("instructions", "developer"),
     }
 )
 """Words of other such keys, such as `deepseek_reasoning`; their values must be text."""
@@ -89,6 +90,7 @@ class UnreadColumns:
             record: The record, after keys were renamed.
             example: What was read of it.
         """
+        replaced = [] if example.replaced is None else self._find_replaced(example)
         keys = tuple(record)
         key_set = self._key_sets.get(keys)
         if key_set is None:
@@ -97,8 +99,8 @@ class UnreadColumns:
         if get_values is not None and get_values(record) != key_set.empty_values:
             self._note_filled(record, example, key_set)
         if not key_set.candidates:
-            return []
-        meaningful = []
+            return replaced
+        meaningful = replaced
         for key, is_meaningful in self.find(record, example, key_set.candidates):
             self._note(key)
             if is_meaningful:
@@ -142,6 +144,21 @@ class UnreadColumns:
             if not (is_repeated and key in kind.optional):
                 is_content = _is_meaningful(key, value) and not is_repeated
                 yield key, is_content or is_switch(key, value)
+
+    def find_replaced(self, example: Example) -> list[str]:
+        """Return the keys with content that renamed keys replaced."""
+        texts = "\n".join(strings_in(_contents(example)))
+        return [
+            key
+            for key, value in (example.replaced or {}).items()
+            if _has_value(value) and not _is_repeated(value, texts)
+        ]
+
+    def _find_replaced(self, example: Example) -> list[str]:
+        found = self.find_replaced(example)
+        for key in found:
+            self._note(key)
+        return [*map(self._name_of, found)]
 
     def _note_filled(self, record: Record, example: Example, key_set: _KeySet) -> None:
         """Note the columns with a value, which need not be examined again."""
@@ -246,4 +263,24 @@ def _is_unused(key: str, value: Any, example: Example, texts: str) -> bool:
         return False
     messages = example.messages
     shown = str(messages[0].get("content")) if messages else texts
-    return not all(text.strip() in shown for text in strings_in(value))
+    if messages and isinstance(value, list | dict):
+        turn = value if isinstance(value, dict) else {"content": value}
+        if find_unread([turn], messages[:1])[0]:
+            return True
+    return not all(text.strip() in shown for text in _texts_of_parts(value))
+
+
+def _texts_of_parts(value: Any) -> Iterator[str]:
+    """Yield the texts of a system prompt: a string, or parts in the layouts of Anthropic or Gemini.
+
+    Example:
+        [{"type": "text", "text": "Be brief."}]  ->  "Be brief."
+    """
+    if isinstance(value, list):
+        for part in value:
+            yield from _texts_of_parts(part)
+    elif isinstance(value, dict):
+        contents = [value[key] for key in ("content", "parts", "text") if value.get(key)]
+        yield from _texts_of_parts(contents) if contents else strings_in(value)
+    elif isinstance(value, str):
+        yield value

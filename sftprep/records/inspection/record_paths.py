@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sftprep.records.options import Record
+from sftprep.records.options import Record, opaque_kind
 from sftprep.records.pair_keys import PAIRS, split_key
 from sftprep.records.roles import to_role
 
@@ -101,12 +101,17 @@ def find_context(record: Record, request: Text | None, answer: Text | None) -> s
 
 
 def iter_values(record: Record) -> Iterator[tuple[Path, Any]]:
-    """Yield the values in a record with their paths, outer ones first."""
+    """Yield the values in a record with their paths, outer ones first.
+
+    Values of a table that are not JSON are left out.
+    """
     level: list[tuple[Path, Any]] = [((key,), value) for key, value in record.items()]
     number = 0
     while level:
         next_level: list[tuple[Path, Any]] = []
         for path, value in level:
+            if opaque_kind(value) is not None:
+                continue
             yield path, value
             if isinstance(value, dict):
                 next_level += (((*path, key), item) for key, item in value.items())
@@ -195,6 +200,9 @@ def words_of(key: str) -> set[str]:
 
 def describe_type(value: Any) -> str:
     """Return the type of a value in words, with the keys of a dictionary."""
+    kind = opaque_kind(value)
+    if kind is not None:
+        return f"{kind}, not text"
     if isinstance(value, dict):
         keys = [*map(shorten, value)]
         more = ", ..." if len(keys) > 6 else ""

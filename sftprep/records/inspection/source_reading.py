@@ -92,6 +92,7 @@ def inspect_records(
             columns.find(renamed, example, renamed), _keys_of_messages(renamed, format_name)
         ):
             not_read[key] = not_read.get(key, False) or is_meaningful
+        not_read |= dict.fromkeys(columns.find_replaced(example), True)
         has_switches |= example.weights is not None
         has_nulls |= is_table and any(map(_holds_null, _tool_values(example)))
         for name, keys in _calls_with_nulls(example):

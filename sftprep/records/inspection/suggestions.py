@@ -28,6 +28,7 @@ from sftprep.records.options import (
     InvalidRecord,
     Record,
     RecordOptions,
+    opaque_kind,
     rename_keys,
 )
 from sftprep.records.pair_keys import find_pair
@@ -66,7 +67,9 @@ def _wrong_types(record: Record) -> str:
     if pair is None:
         return ""
     wrong = [key for key in pair if not is_turn(record[key])]
-    kinds = ", ".join(f"{key!r} is {describe_json_type(record[key])}" for key in wrong)
+    kinds = ", ".join(
+        f"{key!r} is {opaque_kind(record[key]) or describe_json_type(record[key])}" for key in wrong
+    )
     return f"; {kinds}, not a text or a list of messages" if wrong else ""
 
 
@@ -80,6 +83,8 @@ def suggest(record: Record, options: RecordOptions) -> list[str]:
     if find_history(record, options) is not None or find_items(record) is not None:
         return [_transform_remedy(record, options)]  # a map would lose some of the turns
     renames = _conversation_map(record, options) or _pair_map(record)
+    if renames is not None and not all(map(_can_be_mapped, renames)):
+        return [_transform_remedy(record, options)]
     if renames is not None:
         text = ",".join(f"{source}={target}" for source, target in renames.items())
         return [f"try: {setting('map', text)}"]
@@ -93,6 +98,11 @@ def suggest(record: Record, options: RecordOptions) -> list[str]:
     ):
         return [f"try: {setting('text_field', texts[0])}"]
     return [_transform_remedy(record, options)]
+
+
+def _can_be_mapped(key: str) -> bool:
+    """Return whether the setting `map`, a list of KEY=NAME with commas, can express a key."""
+    return key == key.strip() and "," not in key and "=" not in key
 
 
 def _conversation_map(record: Record, options: RecordOptions) -> dict[str, str] | None:

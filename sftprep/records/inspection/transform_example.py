@@ -41,7 +41,7 @@ from sftprep.records.inspection.turn_examples import (
     roles_of,
     speaker_turns,
 )
-from sftprep.records.options import Record, RecordOptions
+from sftprep.records.options import Record, RecordOptions, opaque_kind
 from sftprep.records.roles import ROLES, to_role
 
 CONVERSATION_WORDS = {"data", "dialog", "dialogue", "conversation", "chat", "utterances"}
@@ -132,6 +132,15 @@ def _ask(part: str, text: Text | None) -> str:
     return f"is this the {part}?" if text else f"write the {part} here"
 
 
+def _note_opaque(record: Record, part: str) -> str:
+    """Return the note about a column that holds a part as bytes or images; "" without one."""
+    for key, value in record.items():
+        kind = opaque_kind(value)
+        if kind is not None and part_of((key,)) == part:
+            return f"{shorten(key)} holds {kind}, not text; write the {part} here"
+    return ""
+
+
 def _message_list(lines: list[str]) -> list[str]:
     """Return the lines for a list of messages to which others are added."""
     return ["messages = [", *lines, "]"] if lines else ["messages = []"]
@@ -196,7 +205,7 @@ def _from_nested_messages(record: Record, options: RecordOptions) -> _Example | 
     texts = [text for text in find_texts(record) if text.path[0] != path[0]]
     text, is_certain = choose_text(texts, "answer", None)
     expression = to_expression(text.path) if text else _PLACEHOLDER
-    note = "" if is_certain else _ask("answer", text)
+    note = _note_lists(record, text.path) if is_certain and text else _ask("answer", text)
     lines = [
         'return {"messages": [',
         f"    *{to_expression(path)},",
@@ -302,12 +311,17 @@ def _from_texts(record: Record, options: RecordOptions) -> _Example:
     if not has_request and has_answer:
         request, has_request = choose_text(texts, "request", answer)
     content = to_expression(request.path) if request else _PLACEHOLDER
+    if request and has_request:
+        request_note = _note_lists(record, request.path)
+    else:
+        request_note = _note_opaque(record, "request") or _ask("request", request)
     paths = [text.path for text in (request, answer) if text]
     context = next((t for t in texts if t.part == "context" and t not in (request, answer)), None)
     input_key = find_context(record, request, answer)
     if context:
         content = f'{to_expression(context.path)} + "\\n\\n" + {content}'
         paths.append(context.path)
+        request_note = request_note or _note_lists(record, context.path)
     elif input_key is not None and request is not None:
         content += f' + "\\n" + {to_expression((input_key,))}'
         paths.append((input_key,))
@@ -325,7 +339,7 @@ def _from_texts(record: Record, options: RecordOptions) -> _Example:
             paths = [path for path in paths if answer is None or path != answer.path]
             answer = None
         reply = to_expression(answer.path) if answer else _PLACEHOLDER
-        note = _ask("answer", answer)
+        note = _note_opaque(record, "answer") or _ask("answer", answer)
     system, used = _system_line(texts)
     reasoning = next((t for t in texts if t.part == "reasoning" and len(t.path) == 1), None)
     thought = to_expression(reasoning.path) if reasoning and reasoning is not answer else ""
@@ -333,7 +347,7 @@ def _from_texts(record: Record, options: RecordOptions) -> _Example:
     lines = [
         'return {"messages": [',
         *(system if not used or used[0] not in paths[:2] else []),
-        _message("user", content, "" if has_request else _ask("request", request)),
+        _message("user", content, request_note),
         _message("assistant", reply, note, thought),
         "]}",
     ]
