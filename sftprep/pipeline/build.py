@@ -230,7 +230,7 @@ def _check_groups(manifest: Manifest, config: BuildConfig) -> None:
         EmptyInput: It has no sequence.
     """
     folder = manifest.folder
-    assert folder is not None
+    assert isinstance(folder, Path)
     if len(manifest.groups) == 1:
         return
     rejected = [folder / rejected_path(entry.key) for entry in manifest.groups]

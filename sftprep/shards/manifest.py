@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import xxhash
@@ -39,8 +38,14 @@ from sftprep.shards.json_fields import (
     is_stored,
     parse_fields,
 )
-from sftprep.shards.layout import LARGEST_MANIFEST, MANIFEST_NAME, manifest_file
+from sftprep.shards.layout import (
+    LARGEST_MANIFEST,
+    MANIFEST_NAME,
+    manifest_file,
+    read_stored_manifest,
+)
 from sftprep.shards.ledger import Ledger
+from sftprep.stores import BuildFolder, StoreFolder, folder_of
 
 FORMAT_VERSION = "2.0"
 _READ_MAJORS = ("1", "2")
@@ -96,7 +101,7 @@ class Manifest:
     # the same manifest with more fields.
     file_digest: str = field(default="", compare=False, repr=False, metadata=NOT_STORED)
     # The folder with the files of the groups.
-    folder: Path | None = field(default=None, compare=False, repr=False, metadata=NOT_STORED)
+    folder: BuildFolder | None = field(default=None, compare=False, repr=False, metadata=NOT_STORED)
     # The only group of a build before version 2.0, whose manifest has its fields.
     single_group: Group | None = field(default=None, repr=False, metadata=NOT_STORED)
 
@@ -248,18 +253,15 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         ManifestError: The folder has no manifest, or the manifest is damaged, names files outside
             the folder, or was written in a newer version of the format.
     """
-    root = Path(folder)
+    root = folder_of(folder)
+    if isinstance(root, StoreFolder):
+        name, content = read_stored_manifest(root)
+        return parse_manifest(content, root, name)
     if not root.exists():
         check_local_path(os.fspath(folder), "the folder")
     path = manifest_file(root)
     try:
         content = read_regular_file(path, LARGEST_MANIFEST)
-        if len(content) > LARGEST_MANIFEST:
-            raise ManifestError(
-                f"{path} is larger than {LARGEST_MANIFEST >> 20} MiB, so sftprep did not write it",
-                remedy="run the build again",
-            )
-        manifest = _parse_manifest(content, path)
     except (FileNotFoundError, NotADirectoryError) as error:
         problem = (
             "is not a finished build: it has no manifest.json"
@@ -276,6 +278,28 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
             f"cannot read {path}: {error.strerror}",
             remedy="check that it is a regular file, and check its permissions",
         ) from error
+    return parse_manifest(content, root, path.name)
+
+
+def parse_manifest(content: bytes, folder: BuildFolder, name: str = MANIFEST_NAME) -> Manifest:
+    """Return the manifest of a build from the bytes of its file.
+
+    Args:
+        content: The bytes.
+        folder: The folder of the build.
+        name: The name of the file.
+
+    Raises:
+        ManifestError: As for `read_manifest`.
+    """
+    path = folder / name
+    try:
+        if len(content) > LARGEST_MANIFEST:
+            raise ManifestError(
+                f"{path} is larger than {LARGEST_MANIFEST >> 20} MiB, so sftprep did not write it",
+                remedy="run the build again",
+            )
+        manifest = _parse_manifest(content, path)
     except (ValueError, RecursionError) as error:
         problem = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ManifestError(
@@ -283,15 +307,15 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         ) from error
     # The training build names the manifest of its evaluation build by the digest of the content.
     file_digest = sha256(content).hexdigest()
-    if path.name not in (MANIFEST_NAME, f"manifest-{file_digest[:16]}.json"):
+    if name not in (MANIFEST_NAME, f"manifest-{file_digest[:16]}.json"):
         raise ManifestError(
             f"{path} is damaged: its content is not what was written",
             remedy="remove the folder, and build again",
         )
-    return dataclasses.replace(manifest, file_digest=file_digest, folder=path.parent)
+    return dataclasses.replace(manifest, file_digest=file_digest, folder=folder)
 
 
-def _parse_manifest(content: bytes, path: Path) -> Manifest:
+def _parse_manifest(content: bytes, path: BuildFolder) -> Manifest:
     """Validate the content of a manifest, since readers rely on every field.
 
     Raises:
@@ -341,7 +365,7 @@ def _check_checksum(content: bytes) -> None:
         raise FieldError("its content is not what was written")
 
 
-def _parse_version_1(values: dict[str, Any], path: Path) -> Manifest:
+def _parse_version_1(values: dict[str, Any], path: BuildFolder) -> Manifest:
     """Return a manifest of version 1, which lists all inputs and shards, as one of one group."""
     of_group = {"template": {}, "key": "", "max_id": 0, "lengths": {}} | {
         name: values[name]
