@@ -244,6 +244,9 @@ def inspect(
     return 0
 
 
+app.command("sftprep.gc_command:gc")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line, and exit with its exit code.
 

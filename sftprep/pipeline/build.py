@@ -28,8 +28,9 @@ from sftprep.pipeline.groups.run import write_group
 from sftprep.pipeline.groups.selection import BuildSplit
 from sftprep.pipeline.groups.task import GroupDone, GroupTask
 from sftprep.pipeline.groups.task_list import make_tasks
-from sftprep.pipeline.output.folder import OutputFolder, claim_output
+from sftprep.pipeline.output.folder import OutputFolder
 from sftprep.pipeline.output.root_manifest import make_manifest
+from sftprep.pipeline.output.store import OutputStore, claim_place
 from sftprep.pipeline.passes.shard_pass import Progress
 from sftprep.pipeline.passes.tokenize_pass import load_preprocessors
 from sftprep.pipeline.prepare.inputs import check_unchanged
@@ -39,6 +40,7 @@ from sftprep.records.inspection.source_reading import SourceReading
 from sftprep.shards.layout import EVAL_FOLDER, rejected_path
 from sftprep.shards.manifest import Manifest
 from sftprep.sources.partition import Source
+from sftprep.stores import BuildFolder, folder_of
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.equivalence.reference_client import ReferenceServer
 
@@ -61,7 +63,7 @@ class BuildReport:
         readings: How the records of each input were read.
     """
 
-    folder: Path
+    folder: BuildFolder
     manifest: Manifest = field(repr=False)
     seconds: float
     bytes_read: int
@@ -95,15 +97,16 @@ def build(
         SftprepError: The build failed. The output folder has no new build; an old one is unchanged.
     """
     started = time.monotonic()
+    # First, so that a store that is not supported is refused before any work.
+    folder = folder_of(config.output.output)
     setup = prepare_setup(config, data, eval_data)
-    folder = Path(config.output.output)
     with ExitStack() as stack:
         executor = _connect(config, stack) if executor is None else executor
         is_far = executor is not None and executor.far
         if is_far:
             check_sendable(setup.recipes)
-            folder = folder.absolute()
-        output = stack.enter_context(claim_output(folder, overwrite=config.output.overwrite))
+            folder = folder.absolute() if isinstance(folder, Path) else folder
+        output = stack.enter_context(claim_place(folder, config.output))
         workers = _count_workers(config, setup) if executor is None else executor.capacity
         with ExitStack() as pool:
             # Other machines do not reach a server of this one.
@@ -191,7 +194,7 @@ def _write_evaluation(
     setup: Setup,
     tasks: list[GroupTask],
     done: list[GroupDone],
-    output: OutputFolder,
+    output: OutputFolder | OutputStore,
     executor: Executor,
     progress: GroupProgress,
 ) -> Manifest | None:

@@ -137,18 +137,18 @@ def read_stored_manifest(folder: StoreFolder) -> tuple[str, bytes]:
         ManifestError: There is none.
         StorageError: The store cannot be reached.
     """
-    names = [MANIFEST_NAME]
+    name = MANIFEST_NAME
     if folder.name == EVAL_FOLDER:
         with suppress(FileNotFoundError, ValueError, RecursionError):
             content = folder.parent.read_range(MANIFEST_NAME, 0, LARGEST_MANIFEST + 1)
-            names.insert(0, _linked_manifest(json.loads(content)) or MANIFEST_NAME)
-    for name in names:
-        with suppress(FileNotFoundError):
-            return name, folder.read_range(name, 0, LARGEST_MANIFEST + 1)
-    raise ManifestError(
-        f"{folder} is not a finished build: it has no {MANIFEST_NAME}",
-        remedy="specify the output folder of a finished `sftprep build`",
-    )
+            name = _linked_manifest(json.loads(content)) or MANIFEST_NAME
+    try:
+        return name, folder.read_range(name, 0, LARGEST_MANIFEST + 1)
+    except FileNotFoundError as error:
+        raise ManifestError(
+            f"{folder} is not a finished build: it has no {name}",
+            remedy="specify the output folder of a finished `sftprep build`",
+        ) from error
 
 
 def _linked_manifest(manifest: object) -> str | None:

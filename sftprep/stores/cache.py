@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from sftprep.config.cache_location import cache_dir, cache_limit
 from sftprep.core.atomic_write import storage_errors, temporary_path
-from sftprep.errors import ShardError
+from sftprep.errors import InputChanged, ShardError
 from sftprep.stores.folder import BuildFolder, StoreFolder
 
 _FOLDER = "objects"
@@ -134,6 +134,32 @@ def copy_of_object(
                 _fetch_copy(path, fetch)
     with storage_errors(path):
         raise OSError("other processes keep removing it; the limit of the cache is too small")
+
+
+@contextmanager
+def copy_of_input(url: str) -> Iterator[Path]:
+    """Yield the path of a copy of an input in the cache, with the same file name.
+
+    Raises:
+        InputChanged: The object was replaced while it was fetched.
+        FileNotFoundError: There is no such object.
+        StorageError: The store cannot be reached, or the cache cannot be written.
+    """
+    parent, _, name = url.rpartition("/")
+    folder = StoreFolder(parent)
+    mark = folder.mark(name)
+
+    def fetch(path: Path) -> None:
+        folder.fetch(name, path)
+        if folder.mark(name) != mark or path.stat().st_size != mark.size:
+            raise InputChanged(
+                f"{url} changed while it was read",
+                remedy="run the command again when no program writes to it",
+            )
+
+    identity = sha256(f"{url}\n{mark.size}\n{mark.tag}".encode()).hexdigest()
+    with copy_of_object(identity, name, mark.size, fetch) as path:
+        yield path
 
 
 def _fetch_copy(path: Path, fetch: Callable[[Path], None]) -> None:

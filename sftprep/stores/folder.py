@@ -6,6 +6,7 @@ import datetime
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -235,7 +236,7 @@ def list_files(url: str) -> list[StoredFile]:
     """
     system, key = open_file_system(url)
     with store_errors("list", url):
-        if any(sign in url for sign in "*?["):
+        if _is_pattern(url):
             return _to_files(system.glob(key, detail=True), url)
         try:
             details = system.info(key)
@@ -244,6 +245,36 @@ def list_files(url: str) -> list[StoredFile]:
         if details.get("type") != "directory":
             return _to_files({key: details}, url)
         return _to_files(system.find(key, detail=True), url)
+
+
+def marks_of(urls: Iterable[str]) -> dict[str, Mark]:
+    """Return the current marks of objects, without those that do not exist.
+
+    Objects in one folder are listed together.
+    """
+    folders: dict[str, list[str]] = {}
+    for url in urls:
+        folders.setdefault(url.rpartition("/")[0], []).append(url)
+    marks: dict[str, Mark] = {}
+    for folder, members in folders.items():
+        is_listed = len(members) > 1 and not _is_pattern(folder)
+        if is_listed:
+            wanted, found = set(members), list_files(f"{folder}/*")
+            marks |= {file.url: file.mark for file in found if file.url in wanted}
+        for url in () if is_listed else members:
+            with suppress(FileNotFoundError):
+                marks[url] = StoreFolder(folder).mark(url.rpartition("/")[2])
+    return marks
+
+
+def size_of_object(url: str) -> int:
+    """Return the size of an object in bytes."""
+    folder, _, name = url.rpartition("/")
+    return StoreFolder(folder).mark(name).size
+
+
+def _is_pattern(url: str) -> bool:
+    return any(sign in url for sign in "*?[")
 
 
 def _to_files(found: dict[str, dict[str, Any]], url: str) -> list[StoredFile]:

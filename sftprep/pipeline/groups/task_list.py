@@ -16,6 +16,7 @@ from sftprep.pipeline.passes.plan_pass import lane_block
 from sftprep.pipeline.prepare.setup import Setup
 from sftprep.recipe import RecipeFile
 from sftprep.sources.groups import GroupMember, cut_groups, slice_bytes
+from sftprep.stores import is_url
 
 
 def make_tasks(
@@ -118,7 +119,7 @@ def _group_input(
     is_far: bool,
 ) -> GroupInput:
     source, number = member.source, member.input
-    if is_far:
+    if is_far and not is_url(source.file):
         source = dataclasses.replace(source, path=os.path.abspath(source.file))
     recipe = setup.recipe_of[number]
     return GroupInput(

@@ -13,9 +13,10 @@ from sftprep.sources.discovery.files import reject_duplicates
 from sftprep.sources.discovery.inputs import files_of_input
 from sftprep.sources.partition import Source, source_of
 from sftprep.sources.readers.lines import convert_os_errors
+from sftprep.stores import Mark, marks_of
 
-Stamp = tuple[int, int, int, int]
-"""Size, modification time, change time and inode of a file."""
+Stamp = tuple[int, int, int, int] | Mark
+"""Size, modification time, change time and inode of a file; for an object in a store, its mark."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +72,10 @@ def find_inputs(
             found_entries = config.entries()
         for entry in found_entries:
             inputs += (
-                Input(source, len(entries), stamp(source.file), evaluation)
-                for source in _find_sources(entry, len(entries), config, evaluation=evaluation)
+                Input(source, len(entries), mark or stamp(source.file), evaluation)
+                for source, mark in _find_sources(
+                    entry, len(entries), config, evaluation=evaluation
+                )
             )
             entries.append(entry)
     # The training inputs are first, so the first one is for evaluation only if there are none.
@@ -108,7 +111,7 @@ def stamp(file: str) -> Stamp:
 
 def _find_sources(
     entry: SourceEntry, number: int, config: BuildConfig, *, evaluation: bool
-) -> list[Source]:
+) -> list[tuple[Source, Mark | None]]:
     # With eval_split, a source is searched once for each of its two splits, and the search must
     # know the other split to tell the files apart.
     other_split = config.evaluation.eval_split
@@ -131,13 +134,17 @@ def _find_sources(
     ]
     strip = bool(entry.strip_nulls)
     return [
-        dataclasses.replace(
-            source_of(f.path, text_unit),
-            name=f.name,
-            limit=entry.limit,
-            group=number,
-            strip_nulls=strip,
-            path=f.path,
+        (
+            dataclasses.replace(
+                source_of(f.path, text_unit),
+                name=f.name,
+                limit=entry.limit,
+                group=number,
+                strip_nulls=strip,
+                path=f.path,
+                size=f.mark and f.mark.size,
+            ),
+            f.mark,
         )
         for f in files
     ]
@@ -152,11 +159,14 @@ def _with_read_settings(source: Source, config: BuildConfig, number: int) -> Sou
 
 def check_unchanged(inputs: Iterable[Input]) -> None:
     """Raise InputChanged if an input file changed since the setup."""
+    inputs = [each for each in inputs if each.stamp is not None]
+    marks = marks_of(each.source.file for each in inputs if isinstance(each.stamp, Mark))
     for each in inputs:
-        if each.stamp is None:
-            continue
         try:
-            is_unchanged = stamp(each.source.file) == each.stamp
+            if isinstance(each.stamp, Mark):
+                is_unchanged = marks.get(each.source.file) == each.stamp
+            else:
+                is_unchanged = stamp(each.source.file) == each.stamp
         except InputUnreadable as error:
             raise InputChanged(
                 f"{each.source.name} was removed or replaced while the build ran",

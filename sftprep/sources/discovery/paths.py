@@ -26,6 +26,7 @@ from sftprep.shards.layout import (
 from sftprep.shards.ownership import is_shard
 from sftprep.shards.schema import SHARD_NAME
 from sftprep.sources.readers.lines import convert_os_errors
+from sftprep.stores import is_url
 
 _NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 """Error numbers for a path that does not exist."""
@@ -47,6 +48,8 @@ def work_folder_of(path: str) -> Path | None:
 
 def file_identity(path: str) -> object:
     """Return an equal value for all paths of one file, including hard links."""
+    if is_url(path):
+        return path
     try:
         status = os.stat(path)
     except OSError:
