@@ -16,6 +16,7 @@ from sftprep.config.validation import is_url
 from sftprep.errors import ConfigError, StorageError
 from sftprep.stores.protocols import (
     PROTOCOLS,
+    base_of,
     conditional_writes,
     open_file_system,
     protocol_of,
@@ -113,7 +114,8 @@ class StoreFolder:
         with store_errors("list", self.url):
             found = system.find(key, detail=True)
         prefix = f"{self.url}/"
-        return [each for each in _to_files(found, self.url) if each.url.startswith(prefix)]
+        files = _to_files(found, base_of(self.url, key))
+        return [each for each in files if each.url.startswith(prefix)]
 
     def names(self) -> set[str]:
         """Return the names of the objects in the folder and below, relative to it."""
@@ -235,16 +237,17 @@ def list_files(url: str) -> list[StoredFile]:
         StorageError: The store cannot be reached.
     """
     system, key = open_file_system(url)
+    base = base_of(url, key)
     with store_errors("list", url):
         if _is_pattern(url):
-            return _to_files(system.glob(key, detail=True), url)
+            return _to_files(system.glob(key, detail=True), base)
         try:
             details = system.info(key)
         except FileNotFoundError:
             return []
         if details.get("type") != "directory":
-            return _to_files({key: details}, url)
-        return _to_files(system.find(key, detail=True), url)
+            return _to_files({key: details}, base)
+        return _to_files(system.find(key, detail=True), base)
 
 
 def marks_of(urls: Iterable[str]) -> dict[str, Mark]:
@@ -277,10 +280,9 @@ def _is_pattern(url: str) -> bool:
     return any(sign in url for sign in "*?[")
 
 
-def _to_files(found: dict[str, dict[str, Any]], url: str) -> list[StoredFile]:
-    prefix = "" if protocol_of(url) in ("http", "https") else f"{protocol_of(url)}://"
+def _to_files(found: dict[str, dict[str, Any]], base: str) -> list[StoredFile]:
     files = (
-        StoredFile(f"{prefix}{name}", _mark_of(details, url), _time_of(details))
+        StoredFile(f"{base}{name.lstrip('/')}", _mark_of(details, base), _time_of(details))
         for name, details in found.items()
         # An object with a slash at its end is the mark of a folder, which some programs write.
         if details.get("type") != "directory" and not name.endswith("/")
@@ -291,14 +293,18 @@ def _to_files(found: dict[str, dict[str, Any]], url: str) -> list[StoredFile]:
 def _mark_of(details: dict[str, Any], url: str) -> Mark:
     protocol = PROTOCOLS.get(protocol_of(url))
     names = (protocol.tag,) if protocol else ("ETag", "etag", "mtime", "Last-Modified")
-    tag = next((str(details[name]) for name in names if details.get(name)), "")
-    return Mark(int(details.get("size") or 0), tag.strip('"'))
+    tag = next((details[name] for name in names if details.get(name)), "")
+    if isinstance(tag, datetime.datetime):
+        tag = tag.timestamp()  # as some file systems list it
+    return Mark(int(details.get("size") or 0), str(tag).strip('"'))
 
 
 def _time_of(details: dict[str, Any]) -> datetime.datetime | None:
     names = ("LastModified", "last_modified", "mtime", "created")
-    times = (details.get(name) for name in names)
-    return next((time for time in times if isinstance(time, datetime.datetime)), None)
+    time = next((details[name] for name in names if details.get(name)), None)
+    if isinstance(time, (int, float)):
+        return datetime.datetime.fromtimestamp(time, datetime.UTC)
+    return time if isinstance(time, datetime.datetime) else None
 
 
 def _run_at_once(function: Callable[[_Item], None], items: Iterable[_Item]) -> None:

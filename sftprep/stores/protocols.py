@@ -49,14 +49,25 @@ def open_file_system(url: str) -> tuple[Any, str]:
         MissingDependency: Its package is not installed.
         StorageError: The library cannot be set up, for example without an account.
     """
-    import fsspec
+    from fsspec.core import url_to_fs
 
     name = protocol_of(url)
     _check_known(name, url)
+    # A listing that was kept would hide what other programs write.
+    options = {"use_listings_cache": False} if name in PROTOCOLS else {}
     with store_errors("open", url):
-        # A listing that was kept would hide what other programs write.
-        system = fsspec.filesystem(name, use_listings_cache=False)
-    return system, url if name in ("http", "https") else url.partition("://")[2]
+        system, path = url_to_fs(url, **options)
+    # So that the URL of another path of this file system is known, see `base_of`.
+    if not url.endswith(path.strip("/")):
+        raise ConfigError(
+            f"{url} has a form that is not supported", remedy="write it as az://container/folder"
+        )
+    return system, path
+
+
+def base_of(url: str, path: str) -> str:
+    """Return what precedes a path of a file system in its URL, such as "s3://"."""
+    return url[: len(url) - len(path.strip("/"))]
 
 
 def protocol_of(url: str) -> str:
