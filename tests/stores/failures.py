@@ -1,4 +1,4 @@
-"""File systems that fail at a chosen request, as a build that is killed, or a network that fails."""
+"""File systems that fail at a chosen change: a build that is killed, a network that fails."""
 
 from __future__ import annotations
 
@@ -45,9 +45,11 @@ def watched(watch: Watch) -> Iterator[None]:
         system, path = open_file_system(url)
         return _Watched(system, watch), path
 
-    with patch.object(folder, "open_file_system", open_watched):
-        with patch.object(folder, "_REQUESTS_AT_ONCE", 1):
-            yield
+    with (
+        patch.object(folder, "open_file_system", open_watched),
+        patch.object(folder, "_REQUESTS_AT_ONCE", 1),
+    ):
+        yield
 
 
 def killed_before(change: int, action: Callable[[], object]) -> bool:
