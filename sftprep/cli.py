@@ -244,7 +244,7 @@ def inspect(
     return 0
 
 
-app.command("sftprep.gc_command:gc")
+app.command("sftprep.report.gc_command:gc")
 
 
 def main(arguments: list[str] | None = None) -> None:

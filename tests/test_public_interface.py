@@ -71,6 +71,7 @@ PUBLIC_NAMES = {
         "temporary_name",
         "write_bytes",
     },
+    "sftprep.stores": {"Mark", "StoreFolder", "StoredFile", "folder_of", "is_url"},
     "sftprep.stream": {"Mixture", "PackedStream", "Placed", "State", "open_stream"},
     "sftprep.torch": {"PackedDataset", "StreamLoader", "collate_packs", "pack_to_tensors"},
     "sfttrain": {
@@ -126,6 +127,7 @@ SETTINGS_OF_A_BUILD = {
     "ray_address",
     "allow_loss",
     "revision",
+    "scratch",
     "seed",
     "shard_tokens",
     "sources",

@@ -40,7 +40,7 @@ from sftprep.records.inspection.source_reading import SourceReading
 from sftprep.shards.layout import EVAL_FOLDER, rejected_path
 from sftprep.shards.manifest import Manifest
 from sftprep.sources.partition import Source
-from sftprep.stores import BuildFolder, folder_of
+from sftprep.stores.folder import BuildFolder, folder_of
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.equivalence.reference_client import ReferenceServer
 
@@ -97,8 +97,7 @@ def build(
         SftprepError: The build failed. The output folder has no new build; an old one is unchanged.
     """
     started = time.monotonic()
-    # First, so that a store that is not supported is refused before any work.
-    folder = folder_of(config.output.output)
+    folder = folder_of(config.output.output)  # first: it refuses stores that are not supported
     setup = prepare_setup(config, data, eval_data)
     with ExitStack() as stack:
         executor = _connect(config, stack) if executor is None else executor

@@ -27,7 +27,8 @@ from sftprep.shards.json_fields import FieldError, parse_fields
 from sftprep.shards.layout import LARGEST_MANIFEST, group_path
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.schema import ORIGIN_BITS, SHARD_NAME
-from sftprep.stores import BuildFolder, local_file
+from sftprep.stores.cache import local_file
+from sftprep.stores.folder import BuildFolder
 
 if TYPE_CHECKING:
     PackCounts = array[int]

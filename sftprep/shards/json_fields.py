@@ -62,6 +62,14 @@ def _parse_field(kind: Any, value: Any, name: str) -> Any:
     return check_field(kind, value, name)
 
 
+def compact_packs(values: dict[str, Any]) -> dict[str, Any]:
+    """Replace the list of `packs`, of which there may be a million, as soon as it is read."""
+    packs = values.get("packs")
+    if isinstance(packs, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in packs):
+        values["packs"] = array("q", packs)
+    return values
+
+
 def check_field(kind: Any, value: Any, name: str) -> Any:
     """Return a value of the type `kind`, else raise FieldError."""
     description, has_type = _TYPES[kind]

@@ -12,7 +12,7 @@ from typing import Any
 from sftprep.core.atomic_write import write_bytes
 from sftprep.core.regular_files import read_regular_file
 from sftprep.errors import ManifestError
-from sftprep.stores import StoreFolder, folder_of
+from sftprep.stores.folder import StoreFolder, folder_of
 
 MANIFEST_NAME = "manifest.json"
 SHARD_FOLDER = "shards"
@@ -147,7 +147,7 @@ def read_stored_manifest(folder: StoreFolder) -> tuple[str, bytes]:
     except FileNotFoundError as error:
         raise ManifestError(
             f"{folder} is not a finished build: it has no {name}",
-            remedy="specify the output folder of a finished `sftprep build`",
+            remedy="specify the URL of a finished `sftprep build`",
         ) from error
 
 

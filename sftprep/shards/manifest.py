@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import re
-from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -35,6 +34,7 @@ from sftprep.shards.json_fields import (
     NOT_STORED,
     FieldError,
     check_field,
+    compact_packs,
     is_stored,
     parse_fields,
 )
@@ -45,7 +45,7 @@ from sftprep.shards.layout import (
     read_stored_manifest,
 )
 from sftprep.shards.ledger import Ledger
-from sftprep.stores import BuildFolder, StoreFolder, folder_of
+from sftprep.stores.folder import BuildFolder, StoreFolder, folder_of
 
 FORMAT_VERSION = "2.0"
 _READ_MAJORS = ("1", "2")
@@ -323,7 +323,7 @@ def _parse_manifest(content: bytes, path: BuildFolder) -> Manifest:
         RecursionError: It is nested too deeply.
         ManifestError: It has another version, or a field has another type.
     """
-    values = json.loads(content, object_hook=_compact_packs)
+    values = json.loads(content, object_hook=compact_packs)
     version = str(values.get("format_version", "")) if isinstance(values, dict) else ""
     major = version.partition(".")[0]
     if major not in _READ_MAJORS:
@@ -384,14 +384,6 @@ def _parse_version_1(values: dict[str, Any], path: BuildFolder) -> Manifest:
         single_group=group,
         data_digest=sha256(b"".join(digests)).hexdigest(),
     )
-
-
-def _compact_packs(values: dict[str, Any]) -> dict[str, Any]:
-    """Replace the list of `packs`, of which there may be a million, as soon as it is read."""
-    packs = values.get("packs")
-    if isinstance(packs, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in packs):
-        values["packs"] = array("q", packs)
-    return values
 
 
 _KEY = re.compile(r"[0-9a-f]{16}")

@@ -20,7 +20,8 @@ from sftprep.shards.manifest import Manifest, read_manifest
 from sftprep.shards.schema import numpy_view, position_dtype
 from sftprep.shards.shard_file import BUILD_AGAIN, FileIdentity, ShardFile, check_size
 from sftprep.shards.writer import make_position_ids
-from sftprep.stores import BuildFolder, folder_of, local_file
+from sftprep.stores.cache import local_file
+from sftprep.stores.folder import BuildFolder, folder_of
 
 _CHECKED_AT_OPEN = 1000
 """Up to this number, the shards of a build are looked for when it is opened. In a larger build, a

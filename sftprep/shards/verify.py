@@ -26,7 +26,8 @@ from sftprep.shards.manifest import Manifest, read_manifest
 from sftprep.shards.schema import ORIGIN_BITS, numpy_view, position_dtype
 from sftprep.shards.shard_file import ShardFile
 from sftprep.shards.writer import count_targets, make_position_ids
-from sftprep.stores import BuildFolder, StoreFolder, folder_of, fresh_file
+from sftprep.stores.cache import fresh_file
+from sftprep.stores.folder import BuildFolder, StoreFolder, folder_of
 
 
 @dataclass(slots=True)
@@ -54,8 +55,7 @@ def verify(
     """Check all of a build.
 
     Args:
-        folder: The output folder of the build, or its URL in a store. Everything is then read from
-            the store, and nothing from the cache.
+        folder: The output folder of the build, or its URL in a store, whose cache is not used.
         progress: Called after each shard, with the number of shards checked and of all shards.
 
     Returns:
@@ -72,8 +72,7 @@ def verify(
     data_digest = sha256()
     for number, entry in enumerate(manifest.groups):
         try:
-            if manifest.has_slices:
-                _check_stored_group(root, entry)
+            _check_stored_group(root, entry, manifest)
             group = manifest.read_group(number)
         except (ManifestError, ShardError) as error:
             result.problems.append(error.message)
@@ -127,9 +126,9 @@ def _find_total_problems(result: Verification, manifest: Manifest) -> list[str]:
     ]
 
 
-def _check_stored_group(root: BuildFolder, entry: GroupEntry) -> None:
+def _check_stored_group(root: BuildFolder, entry: GroupEntry, manifest: Manifest) -> None:
     """Raise ShardError if the file of a group in a store is damaged, whatever the cache has."""
-    if isinstance(root, StoreFolder):
+    if isinstance(root, StoreFolder) and manifest.has_slices:
         with fresh_file(root, group_path(entry.key), entry.digest):
             pass
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from sftprep.config.validation import TextUnit
+from sftprep.config.validation import TextUnit, is_url
 from sftprep.sources.discovery.file_types import kind_of
 from sftprep.sources.discovery.files import find_files
 from sftprep.sources.readers.arrow_tables import arrow_parts, count_arrow_rows, read_arrow_rows
@@ -37,7 +37,7 @@ from sftprep.sources.readers.parquet_tables import (
 from sftprep.sources.readers.plain_text import text_file_parts, text_line_parts
 from sftprep.sources.readers.table_lines import Columns
 from sftprep.sources.readers.to_jsonl import strip_null_lines
-from sftprep.stores import copy_of_input, is_url
+from sftprep.stores.cache import copy_of_input
 
 __all__ = [
     "KINDS",

@@ -142,7 +142,7 @@ def copy_of_input(url: str) -> Iterator[Path]:
 
     Raises:
         InputChanged: The object was replaced while it was fetched.
-        FileNotFoundError: There is no such object.
+        FileNotFoundError: The object does not exist.
         StorageError: The store cannot be reached, or the cache cannot be written.
     """
     parent, _, name = url.rpartition("/")

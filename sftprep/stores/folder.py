@@ -205,7 +205,7 @@ class StoreFolder:
 
 
 BuildFolder: TypeAlias = Path | StoreFolder
-"""The place of a build."""
+"""The folder of a build: local, or in a store."""
 
 
 def folder_of(path: str | os.PathLike[str]) -> BuildFolder:

@@ -20,8 +20,8 @@ def open_object(url: str, *, read_ahead: int = _READ_AHEAD) -> BinaryIO:
         read_ahead: The least number of bytes of a request, apart from the last one.
 
     Raises:
-        FileNotFoundError: When it is read, there is no such object.
-        StorageError: When it is read, the store cannot be reached.
+        FileNotFoundError: The object does not exist; raised when it is read.
+        StorageError: The store cannot be reached; raised when it is read.
     """
     return io.BufferedReader(_RangeReader(url, read_ahead), _BUFFER)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sftprep.shards.manifest import Manifest
-from sftprep.stores import StoreFolder
+from sftprep.stores.folder import StoreFolder
 from tests.conftest import EXAMPLES
 
 SMALL = {"max_length": 256, "shard_tokens": 600, "group_bytes": 1 << 16, "workers": 1}

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 
-from sftprep.stores import StoreFolder, folder_of
+from sftprep.stores.folder import StoreFolder, folder_of
 from sftprep.stores.protocols import PROTOCOLS
 from tests.stores import servers
 from tests.stores.memory import MEMORY

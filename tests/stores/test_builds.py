@@ -22,7 +22,7 @@ from sftprep.pipeline import build as build_module
 from sftprep.pipeline.output.garbage import collect_garbage
 from sftprep.shards.layout import group_path
 from sftprep.sources import groups
-from sftprep.stores import StoreFolder
+from sftprep.stores.folder import StoreFolder
 from tests.stores.builds import example_lines, put_object, shard_names, small_settings
 from tests.stores.failures import killed_before, watched
 

@@ -17,7 +17,7 @@ from sftprep.errors import ManifestError, OutputBusy
 from sftprep.pipeline import build as build_module
 from sftprep.pipeline.output.garbage import collect_garbage
 from sftprep.pipeline.output.store import OutputStore
-from sftprep.stores import StoreFolder
+from sftprep.stores.folder import StoreFolder
 from tests.stores.builds import example_lines, small_settings
 from tests.stores.failures import killed_before
 

@@ -10,7 +10,8 @@ import pytest
 
 from sftprep import build
 from sftprep.errors import ConfigError, MissingDependency, StorageError
-from sftprep.stores import Mark, StoreFolder, folder_of, list_files, marks_of, open_object
+from sftprep.stores.folder import Mark, StoreFolder, folder_of, list_files, marks_of
+from sftprep.stores.range_file import open_object
 from tests.stores import servers
 
 

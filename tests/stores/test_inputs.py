@@ -22,7 +22,7 @@ from sftprep.errors import (
 )
 from sftprep.sources import groups
 from sftprep.sources.partition import Source, cut, read_partition, source_of
-from sftprep.stores import StoreFolder
+from sftprep.stores.folder import StoreFolder
 from tests.conftest import EXAMPLES
 from tests.stores.builds import example_lines, put_object, small_settings
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sftprep.config.build import BuildConfig, SourceConfig
 from sftprep.config.passed_functions import PassedFunction
+from sftprep.config.validation import is_url
 from sftprep.errors import ConfigError, setting
 from sftprep.pipeline.groups.selection import request_stats
 from sftprep.pipeline.groups.task import GroupInput, GroupSettings, GroupTask
@@ -16,7 +17,6 @@ from sftprep.pipeline.passes.plan_pass import lane_block
 from sftprep.pipeline.prepare.setup import Setup
 from sftprep.recipe import RecipeFile
 from sftprep.sources.groups import GroupMember, cut_groups, slice_bytes
-from sftprep.stores import is_url
 
 
 def make_tasks(

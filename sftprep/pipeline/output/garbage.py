@@ -10,7 +10,7 @@ from sftprep.pipeline.output.contents import FINAL_NAME
 from sftprep.pipeline.output.store import build_names
 from sftprep.shards.layout import EVAL_FOLDER, MANIFEST_NAME
 from sftprep.shards.manifest import read_manifest
-from sftprep.stores import PROBE_PREFIX, StoredFile, StoreFolder, folder_of
+from sftprep.stores.folder import PROBE_PREFIX, StoredFile, StoreFolder, folder_of
 
 
 def collect_garbage(

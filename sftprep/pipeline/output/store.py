@@ -37,7 +37,7 @@ from sftprep.shards.layout import (
     rejected_path,
 )
 from sftprep.shards.manifest import Manifest, parse_manifest, read_manifest
-from sftprep.stores import BuildFolder, Mark, StoreFolder
+from sftprep.stores.folder import BuildFolder, Mark, StoreFolder
 
 _ATTEMPTS = 5
 """How often the manifest is written while the store says that another write is in progress."""

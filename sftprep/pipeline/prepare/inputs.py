@@ -13,7 +13,7 @@ from sftprep.sources.discovery.files import reject_duplicates
 from sftprep.sources.discovery.inputs import files_of_input
 from sftprep.sources.partition import Source, source_of
 from sftprep.sources.readers.lines import convert_os_errors
-from sftprep.stores import Mark, marks_of
+from sftprep.stores.folder import Mark, marks_of
 
 Stamp = tuple[int, int, int, int] | Mark
 """Size, modification time, change time and inode of a file; for an object in a store, its mark."""

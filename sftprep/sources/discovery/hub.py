@@ -22,7 +22,7 @@ from sftprep.errors import ConfigError, FormatError, HubError, InputNotFound, fi
 from sftprep.sources.discovery.file_types import is_data, kind_of
 from sftprep.sources.discovery.hub_splits import choose_config, files_of_splits, glob_matches
 from sftprep.sources.discovery.saved import choose_split
-from sftprep.stores import Mark
+from sftprep.stores.folder import Mark
 
 _PREFIX = "hf://datasets/"
 _NAME = re.compile(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from sftprep.config.validation import TextUnit
+from sftprep.config.validation import TextUnit, is_url
 from sftprep.sources.discovery.files import find_files
 from sftprep.sources.discovery.hub import FoundFile, hub_files, is_hub_name, reject_revision_of_path
 from sftprep.sources.discovery.store_files import store_files
-from sftprep.stores import is_url
 
 
 def files_of_input(

@@ -12,6 +12,7 @@ import re
 import stat
 from pathlib import Path
 
+from sftprep.config.validation import is_url
 from sftprep.errors import InputUnreadable
 from sftprep.shards.layout import (
     GROUP_FOLDER,
@@ -26,7 +27,6 @@ from sftprep.shards.layout import (
 from sftprep.shards.ownership import is_shard
 from sftprep.shards.schema import SHARD_NAME
 from sftprep.sources.readers.lines import convert_os_errors
-from sftprep.stores import is_url
 
 _NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 """Error numbers for a path that does not exist."""

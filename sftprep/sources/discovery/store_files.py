@@ -11,7 +11,7 @@ from sftprep.sources.discovery.file_types import SUFFIXES, is_data, is_metadata,
 from sftprep.sources.discovery.hub import FoundFile
 from sftprep.sources.discovery.hub_splits import HubConfig, files_of_splits
 from sftprep.sources.discovery.saved import choose_split
-from sftprep.stores import StoredFile, list_files
+from sftprep.stores.folder import StoredFile, list_files
 
 _log = logging.getLogger(__name__)
 

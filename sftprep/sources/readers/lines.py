@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
+from sftprep.config.validation import is_url
 from sftprep.core.chunking import in_groups
 from sftprep.core.regular_files import NotRegularError, open_regular_file
 from sftprep.errors import InputChanged, InputUnreadable, source_name
-from sftprep.stores import is_url, least_size, open_object, size_of_object
+from sftprep.stores.folder import size_of_object
+from sftprep.stores.range_file import least_size, open_object
 
 LARGEST_LINE = 64 * 1024 * 1024
 """Longer lines, in bytes, are rejected and never held in memory as a whole."""
