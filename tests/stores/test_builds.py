@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import os
 import pickle
 from typing import Any
 
@@ -227,6 +228,31 @@ def test_a_flipped_bit_in_a_store_is_an_error(store, small, tmp_path, monkeypatc
         list(open_shards(str(store)))
     assert f"{store}/{name}" in caught.value.message
     assert [name in problem for problem in verify(str(store)).problems] == [True]
+
+
+def test_a_forked_process_reads_a_build_that_was_opened_before(s3, small, tmp_path, monkeypatch):
+    """The workers of a DataLoader are forked."""
+    manifest = small(s3).manifest
+    monkeypatch.setenv("SFTPREP_CACHE", str(tmp_path / "cache"))
+    shards = open_shards(str(s3))
+    shards[0]
+    child = os.fork()
+    if child == 0:
+        tokens = -1
+        try:
+            tokens = sum(len(pack.input_ids) for pack in shards)
+        finally:
+            os._exit(0 if tokens == manifest.tokens else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_sfttrain_opens_a_build_in_a_store(memory, small):
+    from sfttrain.cli.datasets import open_data
+
+    manifest = small(memory).manifest
+    assert len(open_data(str(memory))) == manifest.rows
+    with pytest.raises(ManifestError, match="is not a finished build"):
+        open_data(f"{memory}/none")
 
 
 def test_verify_reads_the_store_and_not_the_cache(memory, small, tmp_path):

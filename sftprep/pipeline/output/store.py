@@ -187,7 +187,7 @@ def claim_place(root: BuildFolder, settings: OutputConfig) -> Iterator[OutputFol
             ],
         )
     root.check_conditions()
-    scratch = Path(settings.scratch) if settings.scratch else cache_dir() / "scratch"
+    scratch = Path(settings.scratch).absolute() if settings.scratch else cache_dir() / "scratch"
     # A folder of its own for each output, whose spills are found again after a kill.
     scratch = scratch / sha256(root.url.encode()).hexdigest()[:16]
     with claim_output(scratch, overwrite=True) as local:
