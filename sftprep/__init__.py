@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from sftprep.packing.strategies import pack_lengths as pack_lengths
     from sftprep.pipeline.build import BuildReport as BuildReport
     from sftprep.pipeline.build_subprocess import build_in_subprocess as build_in_subprocess
+    from sftprep.pipeline.output.merge import merge as merge
+    from sftprep.pipeline.part import PartReport as PartReport
     from sftprep.records.transform import Drop as Drop
     from sftprep.shards.manifest import Manifest as Manifest
     from sftprep.shards.manifest import read_manifest as read_manifest
@@ -48,6 +50,8 @@ _MODULE_OF = {
     "BuildReport": "sftprep.pipeline.build",
     "build": "sftprep.api",
     "build_in_subprocess": "sftprep.pipeline.build_subprocess",
+    "merge": "sftprep.pipeline.output.merge",
+    "PartReport": "sftprep.pipeline.part",
     "PackPlan": "sftprep.packing.strategies",
     "pack_lengths": "sftprep.packing.strategies",
     "Manifest": "sftprep.shards.manifest",

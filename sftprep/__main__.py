@@ -1,6 +1,6 @@
 """`python -m sftprep`."""
 
-from sftprep.cli import main
+from sftprep.cli.entry import main
 
 if __name__ == "__main__":  # worker processes import the module that started them
     main()

@@ -6,17 +6,44 @@ The inputs are those of a configuration, paths, or records in memory.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, overload
 
 from sftprep.config.build import BuildConfig
 from sftprep.config.validation import to_strings
 from sftprep.errors import ConfigError, setting
 from sftprep.pipeline.build import BuildReport
 from sftprep.pipeline.build import build as run
+from sftprep.pipeline.part import PartReport, build_part
 from sftprep.sources.discovery.saved import choose_split
 from sftprep.sources.in_memory import dataset_kind, memory_source, reject_columns
 from sftprep.sources.partition import Source
+
+_KINDS_WITH_SPLITS = ("DatasetDict", "IterableDatasetDict")
+
+
+@overload
+def build(
+    source: Any = None,
+    *,
+    eval_source: Any = None,
+    progress: Callable[[str, int, int], None] = ...,
+    executor: Any = None,
+    part: None = None,
+    **settings: Any,
+) -> BuildReport: ...
+
+
+@overload
+def build(
+    source: Any = None,
+    *,
+    eval_source: Any = None,
+    progress: Callable[[str, int, int], None] = ...,
+    executor: Any = None,
+    part: str,
+    **settings: Any,
+) -> PartReport: ...
 
 
 def build(
@@ -25,8 +52,9 @@ def build(
     eval_source: Any = None,
     progress: Callable[[str, int, int], None] = lambda *_: None,
     executor: Any = None,
+    part: str | None = None,
     **settings: Any,
-) -> BuildReport:
+) -> BuildReport | PartReport:
     """Tokenize, mask and pack records into shards, and write the manifest last.
 
     Args:
@@ -43,6 +71,7 @@ def build(
         eval_source: Records or paths for evaluation; their build is written to output/eval.
         progress: Called with the name of the stage, the work done, and the work in total.
         executor: "local", "ray", or an object that runs the tasks of the build (docs/scale.md).
+        part: I/K writes the I-th of K parts (docs/scale.md), and returns a `PartReport`.
         **settings: The settings of the command line by name (`tokenizer`, `output`, `max_length`,
             ...). The tokenizer may also be a tokenizer object of transformers.
 
@@ -57,12 +86,12 @@ def build(
         print(report.manifest.rows, "packs in", report.folder)
     """
     if isinstance(source, BuildConfig):
-        if settings or eval_source is not None:
+        if settings or eval_source is not None or part is not None:
             raise ConfigError(
                 "a BuildConfig cannot be combined with other settings",
                 remedy="put them into the BuildConfig, or pass a source instead of it",
             )
-        return run(source, progress=progress, executor=executor)
+        return _run(source, progress=progress, executor=executor)
     if isinstance(executor, str):
         settings, executor = {**settings, "executor": executor}, None
     settings = _to_plain_settings(settings)
@@ -70,15 +99,30 @@ def build(
         eval_source = settings.pop("eval_input")
     # Before the test for a mapping: a dictionary of lists is columns, not splits.
     reject_columns(source)
-    if isinstance(source, Mapping) or dataset_kind(source) in (
-        "DatasetDict",
-        "IterableDatasetDict",
-    ):
+    if isinstance(source, Mapping) or dataset_kind(source) in _KINDS_WITH_SPLITS:
         source, eval_source = _select_splits(source, eval_source, settings)
     data = _memory_sources(source, "inputs", settings)
     eval_data = _memory_sources(eval_source, "eval_input", settings)
-    config = BuildConfig.of(**settings)
-    return run(config, data=data, eval_data=eval_data, progress=progress, executor=executor)
+    config = BuildConfig.of(**settings, part=part)
+    return _run(config, data=data, eval_data=eval_data, progress=progress, executor=executor)
+
+
+def _run(
+    config: BuildConfig,
+    *,
+    data: Sequence[Source] = (),
+    eval_data: Sequence[Source] = (),
+    progress: Callable[[str, int, int], None],
+    executor: Any,
+) -> BuildReport | PartReport:
+    if config.output.part is None:
+        return run(config, data=data, eval_data=eval_data, progress=progress, executor=executor)
+    if executor is not None:
+        raise ConfigError(
+            "a part of a build runs on this machine, not on an executor",
+            remedy=[f"leave out {setting('part')}", f"leave out {setting('executor')}"],
+        )
+    return build_part(config, data=data, eval_data=eval_data, progress=progress)
 
 
 def _select_splits(splits: Any, eval_source: Any, settings: dict[str, Any]) -> tuple[Any, Any]:

@@ -29,7 +29,12 @@ from sftprep.core.subprocesses import isolated_spawn, module_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
-_PRELOADED = ["sfttrain.cli.run", "sfttrain.cli.arguments", "tests.sfttrain.trainer_factory"]
+_PRELOADED = [
+    "sfttrain.cli.run",
+    "sfttrain.cli.arguments",
+    "tests.sfttrain.trainer_factory",
+    "tests.frozen_imports",
+]
 
 
 def run_python(

@@ -28,6 +28,7 @@ PUBLIC_NAMES = {
         "Manifest",
         "Pack",
         "PackPlan",
+        "PartReport",
         "Shards",
         "TokenizerSpec",
         "build",
@@ -35,6 +36,7 @@ PUBLIC_NAMES = {
         "export_tokenizer",
         "json_lines",
         "load_tokenizer",
+        "merge",
         "open_shards",
         "pack_lengths",
         "read_manifest",
@@ -121,6 +123,7 @@ SETTINGS_OF_A_BUILD = {
     "overlong",
     "overwrite",
     "pack_window",
+    "part",
     "packing",
     "position_ids",
     "quality_checks",
@@ -192,6 +195,7 @@ def test_settings_of_a_build() -> None:
         "eval_source",
         "progress",
         "executor",
+        "part",
         "settings",
     ]
 

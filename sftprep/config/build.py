@@ -31,6 +31,7 @@ from sftprep.config.validation import (
     is_url,
     local_folder,
     output_place,
+    parse_part,
     unknown_setting,
 )
 from sftprep.errors import ConfigError, setting
@@ -192,6 +193,9 @@ class OutputConfig:
     reach the inputs and the output under the same paths."""
     ray_address: str | None = None
     """Address of the Ray cluster (auto, or host:port). Default: one that is started here."""
+    part: str | None = None
+    """I/K: write only the I-th of K parts of the groups, on one of several machines that share the
+    output folder. The same command without it writes what is missing and finishes the build."""
     on_bad_record: OnBadRecord = "error"
     """error: stop at the first record that cannot be used; quarantine: write it to a file in
     DIR/rejected, and continue."""
@@ -219,6 +223,7 @@ class OutputConfig:
         check_integer(self.workers, setting("workers"), 1, 4096)
         check_integer(self.shard_tokens, setting("shard_tokens"), 1, 2**31 - 1)
         check_integer(self.group_bytes, setting("group_bytes"), 1 << 16, 1 << 44)
+        parse_part(self.part, setting("part", self.part))
         self.rejected_limit(0)  # raises for an invalid `max_rejected`, before any work is done
 
     def rejected_limit(self, records: int) -> float:

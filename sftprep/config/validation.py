@@ -174,6 +174,26 @@ def output_place(path: str, label: str) -> str:
     return path if is_url(path) else local_folder(path, label)
 
 
+def parse_part(part: str | None, label: str) -> tuple[int, int] | None:
+    """Return the number of a part, from 1, and the number of parts; None if there are none.
+
+    Args:
+        part: `I/K`, or None.
+        label: The setting, for errors.
+
+    Raises:
+        ConfigError: It is something else, or I is not between 1 and K.
+    """
+    if part is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", part)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(
+            f"{label} is not a part", remedy="write I/K with I from 1 to K, such as 3/16"
+        )
+    return int(match[1]), int(match[2])
+
+
 def check_local_path(path: str, label: str) -> None:
     """Raise ConfigError for a URL, a path of another system, or invalid UTF-8.
 

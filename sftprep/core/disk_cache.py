@@ -50,13 +50,23 @@ def write_entry(path: Path, entry: dict[str, Any], body: bytes = b"") -> bool:
     return write_whole(path, _checksum_of(head, body) + head + body)
 
 
-def write_whole(path: Path, content: bytes) -> bool:
-    """Write a file as a whole; return False if it cannot be written."""
+def write_whole(path: Path, content: bytes, *, sync: bool = False) -> bool:
+    """Write a file as a whole; return False if it cannot be written.
+
+    Args:
+        path: The file; missing folders are created.
+        content: Its content.
+        sync: Whether the content must be on the disk before it gets its name, since the file has no
+            checksum.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary_path(path) as temporary:
             with open(temporary, "wb", opener=_open_private) as file:
                 file.write(content)
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
     except OSError as error:
         _log.warning("cannot keep %s for the next run: %s", path, error)

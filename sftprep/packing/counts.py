@@ -143,9 +143,9 @@ def plan_counts(
 
     Args:
         histogram: The distinct lengths, integers [classes], ascending, and the number of sequences
-            of each, integers [classes]; as in the manifest of a build (`lengths["up_to"]` and
-            `lengths["sequences"]`, which has rounded lengths), or `np.arange(len(counts))` and
-            counts by `np.bincount`. Sequences of length 0 are in no bin.
+            of each, integers [classes]; as in the manifest of a build (the values of
+            `lengths["exact"]`), or `np.arange(len(counts))` and counts by `np.bincount`. Sequences
+            of length 0 are in no bin.
         capacity: Tokens in a pack, 1 .. 2**31 - 1.
         strategy: "bfd" or "exact", see `pack_lengths`.
 

@@ -10,42 +10,40 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from sftprep.config.build import BuildConfig
-from sftprep.core.atomic_write import open_file_errors, write_bytes
+from sftprep.core.atomic_write import open_file_errors
+from sftprep.errors import WorkerError
 from sftprep.pipeline.executors.base import Executor, check_sendable
-from sftprep.pipeline.executors.local import available_cores, make_executor
-from sftprep.pipeline.executors.ray_tasks import RayExecutor
-from sftprep.pipeline.groups.evaluation import join_evaluation
 from sftprep.pipeline.groups.ledgers import check_not_empty, check_rejected
-from sftprep.pipeline.groups.rounds import GroupProgress, count_rounds, run_rounds
-from sftprep.pipeline.groups.run import write_group
-from sftprep.pipeline.groups.selection import BuildSplit
+from sftprep.pipeline.groups.receipt_cache import keep_results
+from sftprep.pipeline.groups.receipts import limit_spills, place_files
+from sftprep.pipeline.groups.rounds import (
+    GroupProgress,
+    Rounds,
+    count_rounds,
+    run_rounds,
+    separate_equal,
+)
+from sftprep.pipeline.groups.run import write_evaluation
 from sftprep.pipeline.groups.task import GroupDone, GroupTask
-from sftprep.pipeline.groups.task_list import make_tasks
 from sftprep.pipeline.output.folder import OutputFolder
-from sftprep.pipeline.output.root_manifest import make_manifest
+from sftprep.pipeline.output.part_identity import check_identity
+from sftprep.pipeline.output.root_manifest import link_evaluation, make_manifest
 from sftprep.pipeline.output.store import OutputStore, claim_place
 from sftprep.pipeline.passes.shard_pass import Progress
-from sftprep.pipeline.passes.tokenize_pass import load_preprocessors
 from sftprep.pipeline.prepare.inputs import check_unchanged
 from sftprep.pipeline.prepare.setup import Setup, prepare_setup
-from sftprep.recipe import RecipeFile, recipe_file
+from sftprep.pipeline.workers import Workers, connect_executor, input_bytes, start_workers
 from sftprep.records.inspection.source_reading import SourceReading
 from sftprep.shards.layout import EVAL_FOLDER, rejected_path
 from sftprep.shards.manifest import Manifest
 from sftprep.sources.partition import Source
 from sftprep.stores.folder import BuildFolder, folder_of
-from sftprep.tokenize.encoders.reference import HfEncoder
-from sftprep.tokenize.equivalence.reference_client import ReferenceServer
-
-_BYTES_PER_WORKER = 24 << 20
-"""A spawned worker with less input than this spends longer on its imports than on its work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,33 +94,33 @@ def build(
     Raises:
         SftprepError: The build failed. The output folder has no new build; an old one is unchanged.
     """
+    assert config.output.part is None, "see `build_part`"
     started = time.monotonic()
     folder = folder_of(config.output.output)  # first: it refuses stores that are not supported
     setup = prepare_setup(config, data, eval_data)
     with ExitStack() as stack:
-        executor = _connect(config, stack) if executor is None else executor
-        is_far = executor is not None and executor.far
-        if is_far:
+        executor = executor or stack.enter_context(connect_executor(config))
+        if executor is not None and executor.far:
             check_sendable(setup.recipes)
             folder = folder.absolute() if isinstance(folder, Path) else folder
         output = stack.enter_context(claim_place(folder, config.output))
-        workers = _count_workers(config, setup) if executor is None else executor.capacity
-        with ExitStack() as pool:
-            # Other machines do not reach a server of this one.
-            with _start_servers(setup, 1 if is_far else workers) as servers:
-                recipes = _write_recipes(setup, output.work, servers, is_far or workers > 1)
-                tasks = make_tasks(setup, config, recipes, output.work, is_far=is_far)
-                if executor is None:
-                    executor = make_executor(workers, partial(load_preprocessors, recipes))
-                    pool.callback(executor.close)
-                shown = GroupProgress(progress, sum(_file_sizes(setup)) * count_rounds(tasks))
-                done = run_rounds(tasks, executor, shown)
-            evaluation = _write_evaluation(config, setup, tasks, done, output, executor, shown)
-        groups = [(each.key, each.digest) for each in done if each.key]
-        manifest = make_manifest(config, setup, groups, output.work, evaluation=False)
+        check_identity(output.work, config, setup)
+        with start_workers(config, setup, output.work, executor) as workers:
+            tasks = workers.tasks
+            shown = GroupProgress(progress, input_bytes(setup) * count_rounds(tasks))
+            rounds = run_rounds(tasks, workers.executor, shown)
+            _check_complete(rounds, output.work)
+            done = separate_equal(rounds, workers.executor, shown)
+            held_out = _write_evaluation(config, workers, done, output, shown)
+        manifest = _make_manifest(config, setup, done, output, evaluation=False)
+        evaluation = None
+        if held_out is not None:
+            evaluation = _make_manifest(config, setup, [held_out], output, evaluation=True)
         _check_groups(manifest, config)
         check_unchanged(setup.inputs)
-        manifest = _link_evaluation(manifest, evaluation)
+        manifest = link_evaluation(manifest, evaluation)
+        keep_results(output.work)
+        limit_spills(output.work, done)
         output.commit(manifest, evaluation, keep_spill=config.output.keep_spill)
     return BuildReport(
         folder,
@@ -130,19 +128,19 @@ def build(
         seconds=time.monotonic() - started,
         bytes_read=sum(each.bytes for each in done),
         reused=sum(each.reused for each in done),
-        workers=workers,
+        workers=workers.count,
         evaluation=evaluation and dataclasses.replace(evaluation, folder=folder / EVAL_FOLDER),
         readings=_complete_readings(setup.readings, tasks, done),
     )
 
 
-def _connect(config: BuildConfig, stack: ExitStack) -> Executor | None:
-    """Return the executor on other machines, closed with `stack`; None for this machine."""
-    if config.output.executor == "local":
-        return None
-    executor = RayExecutor(config.output.ray_address)
-    stack.callback(executor.close)
-    return executor
+def _check_complete(rounds: Rounds, work: Path) -> None:
+    """Raise WorkerError if this machine cannot read what workers on other machines have written."""
+    if rounds.waiting_for:
+        raise WorkerError(
+            f"the results of {len(rounds.waiting_for):,} groups are not in {work}",
+            remedy="all machines must reach the output folder under the same path",
+        )
 
 
 def _complete_readings(
@@ -158,70 +156,56 @@ def _complete_readings(
     )
 
 
-@contextmanager
-def _start_servers(setup: Setup, workers: int) -> Iterator[list[ReferenceServer | None]]:
-    """Start a server of the reference encoder for each recipe, where needed.
-
-    Several workers share a server; a single worker starts its own when it needs one.
-    """
-    with ExitStack() as stack:
-        servers: list[ReferenceServer | None] = []
-        for recipe in setup.recipes:
-            is_needed = workers > 1 and recipe.encoder != HfEncoder.name
-            servers.append(ReferenceServer(recipe.tokenizer) if is_needed else None)
-            if (server := servers[-1]) is not None:
-                stack.callback(server.close)
-        yield servers
-
-
-def _write_recipes(
-    setup: Setup, folder: Path, servers: Sequence[ReferenceServer | None], has_workers: bool
-) -> list[RecipeFile]:
-    """Write the recipes for the worker processes, if any; return their files for tasks."""
-    files = [
-        recipe_file(folder, recipe, server.address if server else None)
-        for recipe, server in zip(setup.recipes, servers, strict=True)
-    ]
-    if has_workers:
-        for file, recipe in zip(files, setup.recipes, strict=True):
-            write_bytes(file.path, recipe.to_bytes())
-    return files
-
-
 def _write_evaluation(
     config: BuildConfig,
-    setup: Setup,
-    tasks: list[GroupTask],
+    workers: Workers,
     done: list[GroupDone],
     output: OutputFolder | OutputStore,
-    executor: Executor,
     progress: GroupProgress,
-) -> Manifest | None:
-    """Write the evaluation build, and return its manifest; None without evaluation records.
+) -> GroupDone | None:
+    """Write the shards of the evaluation records, if there are any.
 
-    All evaluation records are one group: those of a training group alone would fill its packs
-    badly.
+    All of them are one group: those of a training group alone would fill its packs badly.
     """
     found = [each.evaluation for each in done if each.evaluation is not None]
     if not found:
         return None
-    packing = config.evaluation.eval_packing or config.pack.packing
-    config = dataclasses.replace(config, pack=dataclasses.replace(config.pack, packing=packing))
-    parts, infos, recipe_keys = join_evaluation(found)
-    staging = output.staging(evaluation=True)
-    settings = tasks[0].settings
+    settings = workers.tasks[0].settings
+    pack = _evaluation_config(config).pack
     task = GroupTask(
         number=0,
         inputs=(),
         settings=dataclasses.replace(
-            settings, config=dataclasses.replace(settings.config, pack=config.pack)
+            settings, config=dataclasses.replace(settings.config, pack=pack)
         ),
-        staging=staging,
+        staging=output.staging(evaluation=True),
         evaluation=True,
     )
-    split = BuildSplit(True, parts, [info.accounting for info in infos])
-    group = write_group(task, split, infos, recipe_keys, executor, progress.show_shards)
-    return make_manifest(config, setup, [group], staging, evaluation=True)
+    parents = [each.receipt for each in done if each.evaluation is not None]
+    return write_evaluation(task, parents, found, workers.executor, progress.show_shards)
+
+
+def _evaluation_config(config: BuildConfig) -> BuildConfig:
+    packing = config.evaluation.eval_packing or config.pack.packing
+    return dataclasses.replace(config, pack=dataclasses.replace(config.pack, packing=packing))
+
+
+def _make_manifest(
+    config: BuildConfig,
+    setup: Setup,
+    done: list[GroupDone],
+    output: OutputFolder | OutputStore,
+    *,
+    evaluation: bool,
+) -> Manifest:
+    """Put the files of groups into the staging folder, and return the manifest that names them."""
+    staging = output.staging(evaluation=evaluation)
+    groups = [each for each in done if each.key]
+    config = _evaluation_config(config) if evaluation else config
+    for each in groups:
+        place_files(output.work, staging, each)
+    names = [(each.key, each.digest) for each in groups]
+    return make_manifest(config, setup, names, staging, evaluation=evaluation)
 
 
 def _check_groups(manifest: Manifest, config: BuildConfig) -> None:
@@ -238,23 +222,3 @@ def _check_groups(manifest: Manifest, config: BuildConfig) -> None:
     rejected = [folder / rejected_path(entry.key) for entry in manifest.groups]
     check_rejected(manifest.accounting, rejected, config)
     check_not_empty(manifest.accounting, manifest.inputs, rejected, config.format, evaluation=False)
-
-
-def _link_evaluation(manifest: Manifest, evaluation: Manifest | None) -> Manifest:
-    """Return the manifest of a build with a link to that of its evaluation records."""
-    if evaluation is None:
-        return manifest
-    # `sftprep verify` finds by this digest whether the two builds belong together.
-    digest = evaluation.digest
-    link = {"folder": EVAL_FOLDER, "manifest": f"manifest-{digest[:16]}.json", "digest": digest}
-    return dataclasses.replace(manifest, eval=link)
-
-
-def _count_workers(config: BuildConfig, setup: Setup) -> int:
-    if config.output.workers is not None:
-        return config.output.workers
-    return min(available_cores(), max(1, sum(_file_sizes(setup)) // _BYTES_PER_WORKER))
-
-
-def _file_sizes(setup: Setup) -> Iterator[int]:
-    return (each.stamp[0] for each in setup.inputs if each.stamp is not None)

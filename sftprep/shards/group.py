@@ -23,7 +23,7 @@ import xxhash
 
 from sftprep.core.regular_files import read_regular_file
 from sftprep.errors import ManifestError, ShardError
-from sftprep.shards.json_fields import FieldError, parse_fields
+from sftprep.shards.json_fields import FieldError, encode_json, parse_fields
 from sftprep.shards.layout import LARGEST_MANIFEST, group_path
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.schema import ORIGIN_BITS, SHARD_NAME
@@ -106,12 +106,15 @@ class Group:
     inputs: tuple[InputInfo, ...]
     accounting: Ledger  # the sum of the ledgers of its inputs
     lengths: dict[str, Any]  # histogram of the lengths of the sequences before they were cut
+    # The counts of these lengths for each source, as `lengths["exact"]` has them for all sources.
+    source_lengths: dict[str, Any]
     plan: dict[str, Any]  # strategy, packs, fill, seed and digest of the packing
     template: dict[str, int]  # how often each way of rendering and masking was used
     max_id: int | None  # the highest token id in its shards; None without a token
     shards: tuple[ShardInfo, ...]
     sftprep_version: str
     format_version: str
+    index_digest: str = ""  # xxh3-128 of the file of its index, in hex; "" before version 2.0
 
     @property
     def rows(self) -> int:
@@ -135,8 +138,7 @@ class Group:
 
     def to_json(self) -> bytes:
         """Return the bytes of its file: UTF-8 JSON with sorted keys."""
-        text = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False)
-        return f"{text}\n".encode()
+        return f"{encode_json(dataclasses.asdict(self))}\n".encode()
 
     def locate(self, origin: int) -> tuple[str, int]:
         """Return the input and the line of a record, counted from 1 in the range of the input.

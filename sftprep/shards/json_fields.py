@@ -1,16 +1,28 @@
-"""Dataclasses from JSON values: every field is checked, since readers rely on its type."""
+"""JSON of dataclasses. Every field that is read is checked, since readers rely on its type."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from array import array
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 NOT_STORED = {"stored": False}
 """The metadata of a field that is neither written nor read."""
+
+
+_NUMBERS = re.compile(r"\[\n[\s\d,]+\]")
+"""A list of integers on several lines. No string matches: in JSON, it has no line end."""
+
+
+def encode_json(values: Any) -> str:
+    """Return JSON with sorted keys, indented, with each list of integers on one line."""
+    text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False)
+    return _NUMBERS.sub(lambda found: "".join(found[0].split()), text)
 
 
 class FieldError(Exception):
@@ -35,18 +47,48 @@ def parse_fields(kind: Any, values: Any, prefix: str) -> Any:
     """
     if not isinstance(values, dict):
         raise FieldError(f"{prefix.rstrip('.') or 'it'} is {shorten(values)}, not an object")
-    types = _types_of_fields(kind)
     parsed = {}
     # Fields of `values` that are unknown here are ignored: a later minor version may add some.
-    for declared in dataclasses.fields(kind):
+    for declared in _stored_fields(kind):
         name = declared.name
-        if not is_stored(declared):
-            continue
         if name in values:
-            parsed[name] = _parse_field(types[name], values[name], prefix + name)
-        elif declared.default is declared.default_factory is dataclasses.MISSING:
+            value = values[name]
+            # Most fields are decided here: a manifest may have 100,000 of them.
+            if declared.has_type is None or not declared.has_type(value):
+                value = _parse_field(declared.kind, value, prefix + name)
+            parsed[name] = value
+        elif declared.is_required:
             raise FieldError(f"{prefix}{name} is missing")
     return kind(**parsed)
+
+
+class _StoredField(NamedTuple):
+    """A field that is read.
+
+    Attributes:
+        name: Its name.
+        kind: Its declared type.
+        has_type: The test for a value of this type; None for dataclasses and tuples.
+        is_required: Whether it has no default.
+    """
+
+    name: str
+    kind: Any
+    has_type: Callable[[Any], bool] | None
+    is_required: bool
+
+
+@lru_cache
+def _stored_fields(kind: Any) -> tuple[_StoredField, ...]:
+    """Return the fields of a dataclass that are read."""
+    types = get_type_hints(kind)
+    found = []
+    for declared in filter(is_stored, dataclasses.fields(kind)):
+        of_type = types[declared.name]
+        _, has_type = _TYPES.get(of_type, ("", None))
+        is_required = declared.default is declared.default_factory is dataclasses.MISSING
+        found.append(_StoredField(declared.name, of_type, has_type, is_required))
+    return tuple(found)
 
 
 def _parse_field(kind: Any, value: Any, name: str) -> Any:
@@ -65,8 +107,10 @@ def _parse_field(kind: Any, value: Any, name: str) -> Any:
 def compact_packs(values: dict[str, Any]) -> dict[str, Any]:
     """Replace the list of `packs`, of which there may be a million, as soon as it is read."""
     packs = values.get("packs")
-    if isinstance(packs, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in packs):
-        values["packs"] = array("q", packs)
+    if isinstance(packs, list) and {*map(type, packs)} <= {int}:
+        with suppress(OverflowError):  # too large a number is found with the type of the field
+            compact = array("q", packs)
+            values["packs"] = compact if min(compact, default=0) >= 0 else packs
     return values
 
 
@@ -113,7 +157,6 @@ def _is_json(value: Any, levels: int = 32) -> bool:
     return not isinstance(value, str) or _is_string(value)
 
 
-_types_of_fields = lru_cache(get_type_hints)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Declared type of a field -> its description, and the test for a JSON value of this type.

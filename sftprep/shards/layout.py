@@ -23,9 +23,14 @@ WORK_FOLDER = "spill"  # contains everything that an unfinished build writes
 MARKER_NAME = "build.json"
 LOCK_NAME = "lock"
 COMMIT_NAME = "commit.json"
+IDENTITY_NAME = "parts.json"  # what the parts of a build have in common
+IDENTITY_FIELD = "sftprep_parts"  # the key in it
 SPILL_PATTERN = r"[0-9a-f]{40}\.arrow"  # names of spills in the work folder
+HELD_OUT_PATTERN = r"held-out-[0-9a-f]{40}\.arrow"  # those of held-out sequences alone
 EVAL_MANIFEST_PATTERN = r"manifest-[0-9a-f]{16}\.json"  # names of manifests in the folder `eval`
 KEY_PATTERN = r"[0-9a-f]{16}"  # keys of groups, see `Group.key`
+RECEIPT_PATTERN = r"receipt-[0-9a-f]{40}\.json"  # names of receipts in the work folder
+RECEIPT_FIELD = "sftprep_receipt"  # the key in the first line of a receipt
 RECIPE_PATTERN = r"recipe-[0-9a-f]{16}\.jsonl"  # names of recipes in the work folder
 
 BUILD_FOLDERS = re.compile(
@@ -54,9 +59,32 @@ def group_path(key: str) -> str:
     return f"{GROUP_FOLDER}/{key}.json"
 
 
+def index_path(key: str) -> str:
+    """Return the path of the index of a group, relative to the folder of its build."""
+    return f"{GROUP_FOLDER}/{key}.index"
+
+
 def rejected_path(key: str) -> str:
     """Return the path of the rejected records of a group, relative to the folder of its build."""
     return f"{REJECTED_FOLDER}/{key}.jsonl"
+
+
+def receipt_name(key: str) -> str:
+    """Return the name of a receipt in the work folder."""
+    return f"receipt-{key}.json"
+
+
+def hash_name(key: str) -> str:
+    """Return the name of the hashes of the records of a group in the work folder."""
+    return f"hashes-{key}.npy"
+
+
+def raw_rejected_name(key: str) -> str:
+    """Return the name of the rejected records of a receipt in the work folder.
+
+    Their lines are counted from the start of the group.
+    """
+    return f"rejected-{key}.jsonl"
 
 
 def mark_work_folder(root: Path, *, created: bool) -> None:

@@ -36,27 +36,7 @@ def exclusive(path: Path, what: str, folder: Path, *, remedy: str) -> Iterator[N
         OutputExists: The file is not a lock file; it is left unchanged.
         StorageError: The file cannot be written or locked.
     """
-    import fcntl
-
-    lock = None
-    for _ in range(_ATTEMPTS):
-        with storage_errors(path):
-            file = _open_lock(path)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                with file:
-                    holder = _describe_holder(file.read(_LARGEST_LOCK))
-                raise OutputBusy(f"{what}{holder} is writing to {folder}", remedy=remedy) from error
-        # The previous holder may have removed the file between our open and our lock. We then hold
-        # a lock on a deleted file, which excludes nobody, so try again.
-        if _is_at(path, file):
-            lock = file
-            break
-        file.close()
-    if lock is None:
-        raise OutputBusy(f"other processes keep removing {path}", remedy=remedy)
-    with lock:
+    with _acquire(path, what, folder, remedy, shared=False) as lock:
         with storage_errors(path):
             # Checked only under the lock: before that, another process may be writing its content.
             if not is_lock_content(lock.read(_LARGEST_LOCK)):
@@ -70,6 +50,53 @@ def exclusive(path: Path, what: str, folder: Path, *, remedy: str) -> Iterator[N
         finally:
             if _is_at(path, lock):
                 path.unlink(missing_ok=True)
+
+
+@contextmanager
+def shared(path: Path, what: str, folder: Path, *, remedy: str) -> Iterator[None]:
+    """Hold a lock file together with other processes that share it.
+
+    It excludes those that hold it with `exclusive`. The file stays: other processes may hold it.
+
+    Args:
+        path: As for `exclusive`.
+        what: As for `exclusive`.
+        folder: As for `exclusive`.
+        remedy: As for `exclusive`.
+
+    Raises:
+        OutputBusy: Another process holds the lock exclusively.
+        OutputExists: The file is not a lock file; it is left unchanged.
+        StorageError: The file cannot be locked.
+    """
+    with _acquire(path, what, folder, remedy, shared=True) as lock:
+        with storage_errors(path):
+            if not is_lock_content(lock.read(_LARGEST_LOCK)):
+                raise _not_a_lock(path, "it has other content")
+            lock.truncate(0)  # the process that it names has ended
+        yield
+
+
+def _acquire(path: Path, what: str, folder: Path, remedy: str, *, shared: bool) -> BinaryIO:
+    """Open and lock a lock file."""
+    import fcntl
+
+    for _ in range(_ATTEMPTS):
+        with storage_errors(path):
+            file = _open_lock(path)
+            try:
+                kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                with file:
+                    holder = _describe_holder(file.read(_LARGEST_LOCK))
+                raise OutputBusy(f"{what}{holder} is writing to {folder}", remedy=remedy) from error
+        # The previous holder may have removed the file between our open and our lock. We then hold
+        # a lock on a deleted file, which excludes nobody, so try again.
+        if _is_at(path, file):
+            return file
+        file.close()
+    raise OutputBusy(f"other processes keep removing {path}", remedy=remedy)
 
 
 def is_lock_content(content: bytes) -> bool:

@@ -35,6 +35,7 @@ from sftprep.shards.json_fields import (
     FieldError,
     check_field,
     compact_packs,
+    encode_json,
     is_stored,
     parse_fields,
 )
@@ -183,8 +184,7 @@ class Manifest:
                 del values[declared.name]
         for group in values["groups"]:
             group["packs"] = list(group["packs"])
-        text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False)
-        return seal(text.encode())
+        return seal(encode_json(values).encode())
 
     def locate_warning(self, kind: str) -> tuple[str, int] | None:
         """Return the file and 1-based line of the first record with a warning.
@@ -237,7 +237,7 @@ def seal(content: bytes) -> bytes:
     """Return the content of a manifest with a checksum of the bytes before it.
 
     Args:
-        content: A JSON object, as `json.dumps` writes it with an indent of 1.
+        content: A JSON object, as `encode_json` writes it.
     """
     content = content.removesuffix(b"\n}")
     return content + f',\n "checksum": "{xxhash.xxh3_128_hexdigest(content)}"\n}}\n'.encode()
@@ -367,7 +367,7 @@ def _check_checksum(content: bytes) -> None:
 
 def _parse_version_1(values: dict[str, Any], path: BuildFolder) -> Manifest:
     """Return a manifest of version 1, which lists all inputs and shards, as one of one group."""
-    of_group = {"template": {}, "key": "", "max_id": 0, "lengths": {}} | {
+    of_group = {"template": {}, "key": "", "max_id": 0, "lengths": {}, "source_lengths": {}} | {
         name: values[name]
         for name in ("inputs", "shards", "accounting", "lengths", "plan", "max_length")
         if name in values

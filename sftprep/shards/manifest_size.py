@@ -13,6 +13,7 @@ from typing import Any
 
 from sftprep.errors import ConfigError, setting
 from sftprep.shards.group import Block, GroupEntry, InputInfo, PackCounts, ShardInfo
+from sftprep.shards.json_fields import encode_json
 from sftprep.shards.layout import LARGEST_MANIFEST
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.schema import BLOCK_PACKS
@@ -21,6 +22,9 @@ from sftprep.shards.schema import BLOCK_PACKS
 _COUNT = 10**13 - 1
 # Bytes for the fields that are known only when the file is made: the totals and the plan.
 _UNKNOWN_BYTES = 64 * 1024
+MOST_EXACT_LENGTHS = 1 << 17
+"""The longest sequence whose exact length is counted in a manifest."""
+_BYTES_PER_LENGTH = 32  # a length and its count, each on a line
 
 
 def manifest_sizes(known: Mapping[str, Any], groups: int = 1, shards: int = 1) -> dict[str, int]:
@@ -38,14 +42,18 @@ def manifest_sizes(known: Mapping[str, Any], groups: int = 1, shards: int = 1) -
     entry = GroupEntry("0" * 16, "0" * 64, PackCounts("q"), *counts, "0" * 64)
     sizes["groups"] = groups * _item_bytes({**dataclasses.asdict(entry), "packs": []})
     sizes["shards"] = shards * _item_bytes(2**31)
+    sizes["lengths"] = _BYTES_PER_LENGTH * min(config.get("max_length") or 0, MOST_EXACT_LENGTHS)
     return {**sizes, "others": _UNKNOWN_BYTES}
 
 
-def group_sizes(inputs: Sequence[InputInfo], shards: int, packs: int) -> dict[str, int]:
+def group_sizes(
+    inputs: Sequence[InputInfo], lengths: Mapping[str, Any], shards: int, packs: int
+) -> dict[str, int]:
     """Return the maximum number of bytes of each part of the file of a group.
 
     Args:
         inputs: Its inputs.
+        lengths: Its counts of lengths.
         shards: The number of its shards.
         packs: The number of its packs.
     """
@@ -64,6 +72,7 @@ def group_sizes(inputs: Sequence[InputInfo], shards: int, packs: int) -> dict[st
     return {
         "inputs": sum(map(_item_bytes, items)),
         "sources": sum(_string_bytes(info.source) for info in inputs),
+        "lengths": _encoded_bytes({"": lengths}),
         "shards": shards * _item_bytes(dataclasses.asdict(shard))
         + blocks * (_item_bytes(dataclasses.asdict(block)) + _INDENT * _LINES_OF_BLOCK),
         "others": _UNKNOWN_BYTES,
@@ -87,18 +96,21 @@ def check_manifest_size(known: Mapping[str, Any], groups: int = 1) -> None:
     _check(manifest_sizes(known, groups), "the manifest of this build")
 
 
-def check_group_size(inputs: Sequence[InputInfo], shards: int, packs: int) -> None:
+def check_group_size(
+    inputs: Sequence[InputInfo], lengths: Mapping[str, Any], shards: int, packs: int
+) -> None:
     """Check the size of the file of a group against the limit of its readers.
 
     Args:
         inputs: As for `group_sizes`.
+        lengths: As for `group_sizes`.
         shards: As for `group_sizes`.
         packs: As for `group_sizes`.
 
     Raises:
         ConfigError: The file would be too large.
     """
-    _check(group_sizes(inputs, shards, packs), "the file of a group of this build")
+    _check(group_sizes(inputs, lengths, shards, packs), "the file of a group of this build")
 
 
 def _check(sizes: Mapping[str, int], what: str) -> None:
@@ -122,9 +134,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 
 def _encoded_bytes(value: object) -> int:
-    # The arguments are those of `Manifest.to_json`; its size is what is estimated.
-    encoded = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=str)
-    return len(encoded.encode("utf-8", "surrogatepass"))
+    return len(encode_json(value).encode("utf-8", "surrogatepass"))
 
 
 def _item_bytes(item: object) -> int:
@@ -144,6 +154,7 @@ _PARTS = {
         "the names of the sources, which the entry of each input repeats",
         "use a short name for each source of the mixture",
     ),
+    "lengths": ("the counts of lengths", f"lower {setting('max_length')}"),
     "shards": (
         "the entries of the shards",
         f"raise {setting('shard_tokens')}",

@@ -20,10 +20,15 @@ from sftprep.shards.layout import (
     EVAL_FOLDER,
     EVAL_MANIFEST_PATTERN,
     GROUP_FOLDER,
+    HELD_OUT_PATTERN,
+    IDENTITY_FIELD,
+    IDENTITY_NAME,
     KEY_PATTERN,
     LOCK_NAME,
     MANIFEST_NAME,
     MARKER_NAME,
+    RECEIPT_FIELD,
+    RECEIPT_PATTERN,
     RECIPE_PATTERN,
     REJECTED_FOLDER,
     SHARD_FOLDER,
@@ -37,6 +42,7 @@ from sftprep.shards.schema import SHARD_PATTERN
 
 _LARGEST_LINE = 64 * 1024 * 1024  # bytes; a file without line ends is not read into memory
 _ARROW_START = b"ARROW1\0\0"
+_INDEX_COLUMNS = {"tokens", "trained_tokens", "sequences", "longest"}
 _NUMPY_START = b"\x93NUMPY"
 _COMMIT_KEY = "sftprep_commit"
 _REJECTED_KEYS = {"file", "line", "column", "reason", "message", "excerpt"}
@@ -60,7 +66,7 @@ def is_final_file(path: Path) -> bool:
     if path.name == MANIFEST_NAME or re.fullmatch(EVAL_MANIFEST_PATTERN, path.name):
         return has_manifest(path)
     if path.parent.name == GROUP_FOLDER:
-        return has_group(path)
+        return _is_index(path) if path.suffix == ".index" else has_group(path)
     return _is_rejected(path) if path.suffix == ".jsonl" else is_shard(path)
 
 
@@ -71,6 +77,12 @@ def is_shard(path: Path) -> bool:
         {"input_ids", "completion_mask", "seq_lengths", "origin"} <= set(schema.names)
         and b"huggingface" in (schema.metadata or {})
     )
+
+
+def _is_index(path: Path) -> bool:
+    """Return whether a file is the index of a group, by the schema at its start."""
+    schema = _read_arrow_schema(path)
+    return schema is not None and set(schema.names) >= _INDEX_COLUMNS
 
 
 def commit_bytes(names: list[str]) -> bytes:
@@ -173,11 +185,15 @@ _TESTS: tuple[tuple[re.Pattern[str], Callable[[Path], bool]], ...] = (
     (re.compile(re.escape(MARKER_NAME)), is_marker),
     (re.compile(re.escape(LOCK_NAME)), _is_lock),
     (re.compile(re.escape(COMMIT_NAME)), _is_commit),
+    (re.compile(re.escape(IDENTITY_NAME)), _starts_with(IDENTITY_FIELD)),
     (re.compile(rf"({EVAL_FOLDER}/)?{re.escape(MANIFEST_NAME)}"), has_manifest),
     (re.compile(rf"({EVAL_FOLDER}/)?{GROUP_FOLDER}/{KEY_PATTERN}\.json"), has_group),
+    (re.compile(rf"({EVAL_FOLDER}/)?{GROUP_FOLDER}/{KEY_PATTERN}\.index"), _is_index),
     (re.compile(rf"({EVAL_FOLDER}/)?{REJECTED_FOLDER}/{KEY_PATTERN}\.jsonl"), _is_rejected),
     (re.compile(RECIPE_PATTERN), _starts_with("tokenizer", "train_on", "renames")),
-    (re.compile(SPILL_PATTERN), _is_spill),
-    (re.compile(r"(hashes|duplicates)-\d{5,}\.npy"), _is_array),
+    (re.compile(rf"{SPILL_PATTERN}|{HELD_OUT_PATTERN}"), _is_spill),
+    (re.compile(RECEIPT_PATTERN), _starts_with(RECEIPT_FIELD)),
+    (re.compile(r"rejected-[0-9a-f]{40}\.jsonl"), _is_rejected),
+    (re.compile(r"hashes-[0-9a-f]{40}\.npy|duplicates-[0-9a-f]{40}-\d{5,}\.npy"), _is_array),
     (re.compile(rf"({EVAL_FOLDER}/)?{SHARD_FOLDER}/{SHARD_PATTERN}"), is_shard),
 )

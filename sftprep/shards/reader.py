@@ -7,16 +7,17 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sftprep.errors import ManifestError
 from sftprep.shards.group import ShardInfo
 from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
 from sftprep.shards.manifest import Manifest, read_manifest
+from sftprep.shards.pack_index import PackIndex, read_index
 from sftprep.shards.schema import numpy_view, position_dtype
 from sftprep.shards.shard_file import BUILD_AGAIN, FileIdentity, ShardFile, check_size
 from sftprep.shards.writer import make_position_ids
@@ -31,9 +32,6 @@ _MOST_MAPPED = 256
 A pack keeps the map of its own shard."""
 _MOST_BLOCKS = 16
 """The most blocks of a shard that stay open. To open one again takes less than to read a pack."""
-
-
-_NO_PACKS = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ class Pack:
     origin: NDArray[np.int64]  # [S], slice and line of the record; see `Manifest.locate`
     # [T], weight of each token in the loss, 0 = not trained; None if every trained one weighs 1
     loss_weights: NDArray[np.float32] | None = None
-    flags: NDArray[np.uint8] | None = None  # [S], see `schema.py`; None if all are 0
+    flags: NDArray[np.uint8] | None = None  # [S], see `schema.py`; None before version 2.0
 
 
 def open_shards(folder: str | os.PathLike[str], *, verify: bool = True) -> Shards:
@@ -95,13 +93,13 @@ class Shards:
 
     def __init__(self, root: BuildFolder, manifest: Manifest, *, verify: bool) -> None:
         self.root, self.manifest, self.verify = root, manifest, verify
-        # Index of the first pack after each shard, and of the first shard after each group.
-        packs = [np.frombuffer(entry.packs, dtype=np.int64) for entry in manifest.groups]
-        self._ends = np.cumsum(np.concatenate([_NO_PACKS, *packs]))
-        self._group_ends = np.cumsum([len(of_group) for of_group in packs])
+        # Index of the first pack of each group, and of the first one after all groups.
+        self._group_starts = np.cumsum([0, *(sum(entry.packs) for entry in manifest.groups)])
+        # By number of a group: in it, the number of the first pack after each shard.
+        self._shard_ends: dict[int, NDArray[np.int64]] = {}
         # By number, the last used last.
-        self._mapped: OrderedDict[int, _MappedShard] = OrderedDict()
-        self._checked: dict[int, _CheckedFile] = {}  # by number of the shard
+        self._mapped: OrderedDict[_ShardNumber, _MappedShard] = OrderedDict()
+        self._checked: dict[_ShardNumber, _CheckedFile] = {}
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -143,6 +141,41 @@ class Shards:
         columns, row = self._find(index)
         return columns.row("seq_lengths", row)
 
+    def sizes(self, packs: ArrayLike) -> PackIndex:
+        """Return the sizes of packs, without reading their tokens.
+
+        Args:
+            packs: Integers [n]; the indices of the packs, from 0.
+
+        Returns:
+            The sizes, in the order of `packs`. They are in the files of the groups; in a build
+            before version 2.0, they are counted in the shards.
+
+        Raises:
+            IndexError: There is no such pack.
+            ShardError: A file is missing or damaged.
+        """
+        wanted = np.asarray(packs, dtype=np.int64)
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
+            raise IndexError(f"packs {wanted.min()} to {wanted.max()} of {len(self)}")
+        groups = np.searchsorted(self._group_starts, wanted, side="right") - 1
+        order = np.argsort(groups, kind="stable")
+        found = PackIndex.concatenate(
+            self._sizes_in_group(number, wanted[order[groups[order] == number]])
+            for number in np.unique(groups).tolist()
+        )
+        return found.take(np.argsort(order))
+
+    def _sizes_in_group(self, number: int, packs: NDArray[np.int64]) -> PackIndex:
+        if self.manifest.has_slices:
+            index = read_index(self.root, self.manifest.read_group(number))
+            return index.take(packs - self._group_starts[number])
+        found = []
+        for pack in map(self.__getitem__, packs.tolist()):
+            offsets = np.array([0, len(pack.seq_lengths)])
+            found.append(PackIndex.of(pack.completion_mask, pack.seq_lengths, offsets))
+        return PackIndex.concatenate(found)
+
     def locate(self, index: int, sequence: int) -> tuple[str, int]:
         """Return the file and the 1-based line of the record of a sequence.
 
@@ -151,7 +184,7 @@ class Shards:
             sequence: The index of the sequence in the pack.
         """
         columns, row = self._find(index)
-        group = self._find_group(self._find_shard(index)[0])
+        group = self._find_shard(index)[0].group
         return self.manifest.locate_in_group(int(columns.row("origin", row)[sequence]), group)
 
     def _find(self, index: int) -> tuple[_Columns, int]:
@@ -165,19 +198,21 @@ class Shards:
                 self._mapped.popitem(last=False)
         return self._mapped[shard].find(pack)
 
-    def _find_shard(self, index: int) -> tuple[int, int]:
+    def _find_shard(self, index: int) -> tuple[_ShardNumber, int]:
         """Return the number of the shard of a pack, and the number of the pack in the shard."""
         pack = index + len(self) if index < 0 else index
         if not 0 <= pack < len(self):
             raise IndexError(f"pack {index} of {len(self)}")
-        shard = int(np.searchsorted(self._ends, pack, side="right"))
-        return shard, pack - (int(self._ends[shard - 1]) if shard else 0)
+        group = int(np.searchsorted(self._group_starts, pack, side="right")) - 1
+        pack -= int(self._group_starts[group])
+        ends = self._shard_ends.get(group)
+        if ends is None:
+            ends = np.cumsum(self.manifest.groups[group].packs, dtype=np.int64)
+            self._shard_ends[group] = ends
+        shard = int(np.searchsorted(ends, pack, side="right"))
+        return _ShardNumber(group, shard), pack - (int(ends[shard - 1]) if shard else 0)
 
-    def _find_group(self, shard: int) -> int:
-        """Return the number of the group of a shard."""
-        return int(np.searchsorted(self._group_ends, shard, side="right"))
-
-    def _map(self, shard: int) -> _MappedShard:
+    def _map(self, shard: _ShardNumber) -> _MappedShard:
         """Map a shard; the blocks that this object has checked before are not checked again."""
         info = self._find_info(shard)
         name = f"{SHARD_FOLDER}/{info.name}"
@@ -191,10 +226,9 @@ class Shards:
             )
         return _MappedShard(file)
 
-    def _find_info(self, shard: int) -> ShardInfo:
+    def _find_info(self, shard: _ShardNumber) -> ShardInfo:
         """Return the entry of a shard, from the file of its group."""
-        group = self._find_group(shard)
-        number = shard - (int(self._group_ends[group - 1]) if group else 0)
+        group, number = shard
         infos = self.manifest.read_group(group).shards
         packs = self.manifest.groups[group].packs
         if len(infos) != len(packs) or infos[number].rows != packs[number]:
@@ -204,6 +238,13 @@ class Shards:
                 remedy=BUILD_AGAIN,
             )
         return infos[number]
+
+
+class _ShardNumber(NamedTuple):
+    """The number of a group, and the number of a shard in it."""
+
+    group: int
+    shard: int
 
 
 @dataclass(frozen=True, slots=True)

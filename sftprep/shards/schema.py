@@ -8,7 +8,7 @@
 | seq_lengths | list<int32> | length of each sequence in the pack |
 | origin | list<int64> | slice and line of the record of each sequence; see `Manifest.locate` |
 | loss_weights | list<float32> | weight in the loss, 0 = not trained; absent if all weights are 1 |
-| flags | list<uint8> | of each sequence: see `core.types.Flag`; absent if all are 0 |
+| flags | list<uint8> | of each sequence: see `core.types.Flag`; absent before version 2.0 |
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def numpy_view(array: pa.Array) -> NDArray[Any]:
 
 
 def shard_schema(
-    max_length: int, *, position_ids: bool, loss_weights: bool = False, flags: bool = False
+    max_length: int, *, position_ids: bool, loss_weights: bool = False, flags: bool = True
 ) -> pa.Schema:
     """Return the Arrow schema of a shard, with `datasets` features.
 

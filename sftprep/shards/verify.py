@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -20,12 +20,19 @@ from numpy.typing import NDArray
 from sftprep.core.regular_files import open_regular_file
 from sftprep.errors import ManifestError, ShardError
 from sftprep.shards.group import Group, GroupEntry, ShardInfo
-from sftprep.shards.layout import EVAL_FOLDER, SHARD_FOLDER, group_path, rejected_path
+from sftprep.shards.layout import (
+    EVAL_FOLDER,
+    SHARD_FOLDER,
+    group_path,
+    index_path,
+    rejected_path,
+)
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import Manifest, read_manifest
+from sftprep.shards.pack_index import PackIndex, read_index_file
 from sftprep.shards.schema import ORIGIN_BITS, numpy_view, position_dtype
 from sftprep.shards.shard_file import ShardFile
-from sftprep.shards.writer import count_targets, make_position_ids
+from sftprep.shards.writer import make_position_ids
 from sftprep.stores.cache import fresh_file
 from sftprep.stores.folder import BuildFolder, StoreFolder, folder_of
 
@@ -81,17 +88,7 @@ def verify(
         totals.update(group.accounting.to_counts())
         for info in group.shards:
             data_digest.update(bytes.fromhex(info.sha256))
-            try:
-                with fresh_file(root, f"{SHARD_FOLDER}/{info.name}", info.sha256) as path:
-                    _verify_shard(path, info, manifest, group, result)
-            except ShardError as error:
-                result.problems.append(error.message)
-            progress(result.shards, num_shards)
-        try:
-            result.problems += _find_entry_problems(root, entry, group, manifest)
-        except ShardError as error:
-            result.problems.append(error.message)
-        result.problems += _find_input_problems(group, manifest)
+        _verify_group(root, entry, group, manifest, result, progress)
     result.problems += [
         f"the ledger of the manifest does not balance: {equation} does not hold"
         for equation in manifest.accounting.check()
@@ -109,6 +106,32 @@ def verify(
         if result.shards == num_shards:
             result.problems += _find_total_problems(result, manifest)
     return result
+
+
+def _verify_group(
+    root: BuildFolder,
+    entry: GroupEntry,
+    group: Group,
+    manifest: Manifest,
+    result: Verification,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Check the files of a group, and add its totals and problems to the result."""
+    sizes: list[PackIndex] = []
+    for info in group.shards:
+        try:
+            with fresh_file(root, f"{SHARD_FOLDER}/{info.name}", info.sha256) as path:
+                sizes += _verify_shard(path, info, manifest, group, result)
+        except ShardError as error:
+            result.problems.append(error.message)
+        progress(result.shards, manifest.num_shards)
+    try:
+        result.problems += _find_entry_problems(root, entry, group, manifest)
+        if manifest.has_slices:
+            result.problems += _find_index_problems(root, group, PackIndex.concatenate(sizes))
+    except ShardError as error:
+        result.problems.append(error.message)
+    result.problems += _find_input_problems(group, manifest)
 
 
 def _find_total_problems(result: Verification, manifest: Manifest) -> list[str]:
@@ -151,6 +174,15 @@ def _find_entry_problems(
     elif manifest.has_slices and _file_digest(rejected) != entry.rejected:
         problems.append(f"{rejected} is not what was written")
     return problems
+
+
+def _find_index_problems(root: BuildFolder, group: Group, found: PackIndex) -> list[str]:
+    """Return the differences between the index of a group and the packs of its readable shards."""
+    with fresh_file(root, index_path(group.key), group.index_digest) as path:
+        index = read_index_file(path, group)
+    if len(found) < len(index) or found.equals(index):
+        return []  # a missing shard is a problem already
+    return [f"{root / index_path(group.key)} does not have the sizes of the packs"]
 
 
 def _file_digest(path: Path) -> str:
@@ -253,14 +285,18 @@ def _find_eval_problems(root: BuildFolder, manifest: Manifest) -> list[str]:
 
 def _verify_shard(
     path: Path, info: ShardInfo, manifest: Manifest, group: Group, result: Verification
-) -> None:
+) -> list[PackIndex]:
+    """Check a shard, add up its totals, and return the sizes of its packs, block by block."""
     shard = ShardFile(path, info, manifest.max_length, verify=True, checked=set())
     if _file_digest(path) != info.sha256:
         raise ShardError(f"{path}: its SHA-256 is not that of the manifest", remedy="")
+    found = []
     for number in range(len(shard)):
         first = number * shard.packs_per_block
         batch = shard.read_block(number)
-        _verify_rows(path, batch, first, manifest, result)
+        problems = _find_row_problems(batch, first, manifest)
+        result.problems += (f"{path}: {problem}" for problem in problems)
+        found.append(_add_totals(batch, result))
         origin = numpy_view(batch.column("origin").values)
         if (wrong := np.flatnonzero(~_are_lines(origin, group, manifest))).size:
             offsets = numpy_view(batch.column("origin").offsets)
@@ -269,6 +305,7 @@ def _verify_shard(
                 f"{path}: row {row}: origin {origin[wrong[0]]} is not a line of the inputs"
             )
     result.shards += 1
+    return found
 
 
 def _are_lines(origin: NDArray[np.int64], group: Group, manifest: Manifest) -> NDArray[np.bool_]:
@@ -283,17 +320,30 @@ def _are_lines(origin: NDArray[np.int64], group: Group, manifest: Manifest) -> N
     return is_line
 
 
-def _verify_rows(
-    path: Path, batch: pa.RecordBatch, first: int, manifest: Manifest, result: Verification
-) -> None:
-    """Check the values of a block with a valid layout, and add up its totals.
+def _add_totals(batch: pa.RecordBatch, result: Verification) -> PackIndex:
+    """Add the totals of a block to the result, and return the sizes of its packs."""
+    seq_lengths = batch.column("seq_lengths")
+    index = PackIndex.of(
+        numpy_view(batch.column("completion_mask").values),
+        numpy_view(seq_lengths.values),
+        numpy_view(seq_lengths.offsets),
+    )
+    result.rows += len(index)
+    result.tokens += len(batch.column("input_ids").values)
+    result.sequences += len(seq_lengths.values)
+    result.trained_tokens += int(index.trained_tokens.sum(dtype=np.int64))
+    return index
+
+
+def _find_row_problems(batch: pa.RecordBatch, first: int, manifest: Manifest) -> Iterator[str]:
+    """Yield the problems with the values of a block whose layout is valid.
+
+    Each check reports the first violation only.
 
     Args:
-        path: The shard.
         batch: The block.
         first: The number of packs before it in the shard.
         manifest: The manifest of the build.
-        result: The result, to which problems and totals are added.
     """
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     ids = numpy_view(columns["input_ids"].values)
@@ -302,21 +352,16 @@ def _verify_rows(
     token_offsets = numpy_view(columns["input_ids"].offsets).astype(np.int64)
     pack_offsets = numpy_view(columns["seq_lengths"].offsets).astype(np.int64)
 
-    def row_of_sequence(sequence: int) -> int:
-        return first + int(np.searchsorted(pack_offsets, sequence, side="right")) - 1
-
-    def add_problem(text: str) -> None:
-        result.problems.append(f"{path}: {text}")
-
-    # Lengths of sequences and of packs. Each check reports the first violation only.
+    # Lengths of sequences and of packs.
     if (wrong := np.flatnonzero(seq_lengths > manifest.max_length)).size:
-        add_problem(
-            f"row {row_of_sequence(wrong[0])}: a sequence of {seq_lengths[wrong[0]]} tokens (1 to"
+        row = first + int(np.searchsorted(pack_offsets, wrong[0], side="right")) - 1
+        yield (
+            f"row {row}: a sequence of {seq_lengths[wrong[0]]} tokens (1 to"
             f" {manifest.max_length} are allowed)"
         )
     pack_lengths = np.diff(token_offsets)
     if (wrong := np.flatnonzero(pack_lengths > manifest.max_length)).size:
-        add_problem(
+        yield (
             f"row {first + wrong[0]}: {pack_lengths[wrong[0]]} tokens, more than"
             f" {manifest.max_length}"
         )
@@ -325,19 +370,14 @@ def _verify_rows(
     if "loss_weights" in columns:
         weights = numpy_view(columns["loss_weights"].values)
         if not (np.isfinite(weights).all() and ((weights > 0) == mask).all()):
-            add_problem("loss_weights are not above 0 exactly where tokens are trained")
+            yield "loss_weights are not above 0 exactly where tokens are trained"
     if not isinstance(vocab_size := manifest.tokenizer.get("vocab_size"), int):
-        add_problem("the manifest does not state the size of the vocabulary")
+        yield "the manifest does not state the size of the vocabulary"
     elif (wrong := np.flatnonzero(ids >= vocab_size)).size:
         row = first + int(np.searchsorted(token_offsets, wrong[0], side="right")) - 1
-        add_problem(f"row {row}: id {ids[wrong[0]]} is outside the vocabulary of {vocab_size}")
+        yield f"row {row}: id {ids[wrong[0]]} is outside the vocabulary of {vocab_size}"
     if "position_ids" in columns:
         stored = numpy_view(columns["position_ids"].values)
         expected = make_position_ids(seq_lengths, position_dtype(manifest.max_length))
         if not np.array_equal(stored, expected):
-            add_problem("position_ids do not restart at 0 with each sequence")
-
-    result.rows += len(pack_offsets) - 1
-    result.tokens += len(ids)
-    result.sequences += len(seq_lengths)
-    result.trained_tokens += count_targets(mask, seq_lengths)
+            yield "position_ids do not restart at 0 with each sequence"

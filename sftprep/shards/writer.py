@@ -35,8 +35,8 @@ class ShardRows:
     origin: NDArray[np.int64]  # [sequences], slice and line of the record
     # [packs + 1]; pack k holds the sequences pack_offsets[k] .. pack_offsets[k + 1] - 1
     pack_offsets: NDArray[np.int64]
+    flags: NDArray[np.uint8]  # [sequences], see `core.types.Flag`
     loss_weights: NDArray[np.float32] | None = None  # [tokens]; None if all weights are 1
-    flags: NDArray[np.uint8] | None = None  # [sequences], `core.types.Flag`; None if all are 0
 
 
 def write_shard(
@@ -165,7 +165,6 @@ def _make_record_batch(rows: ShardRows, max_length: int, *, position_ids: bool) 
         max_length,
         position_ids=position_ids,
         loss_weights=rows.loss_weights is not None,
-        flags=rows.flags is not None,
     )
     # Offsets of each row, in tokens and in sequences; Arrow lists have int32 offsets.
     token_offsets = np.concatenate(([0], np.cumsum(rows.seq_lengths, dtype=np.int64)))[
@@ -179,11 +178,10 @@ def _make_record_batch(rows: ShardRows, max_length: int, *, position_ids: bool) 
         "completion_mask": (token_offsets, rows.completion_mask),
         "seq_lengths": (sequence_offsets, rows.seq_lengths.astype(np.int32, copy=False)),
         "origin": (sequence_offsets, rows.origin.astype(np.int64, copy=False)),
+        "flags": (sequence_offsets, rows.flags),
     }
     if rows.loss_weights is not None:
         flat["loss_weights"] = (token_offsets, rows.loss_weights)
-    if rows.flags is not None:
-        flat["flags"] = (sequence_offsets, rows.flags)
     if position_ids:
         flat["position_ids"] = (
             token_offsets,

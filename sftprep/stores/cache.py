@@ -12,13 +12,16 @@ or mapped file does no harm.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import xxhash
 
 from sftprep.config.cache_location import cache_dir, cache_limit
 from sftprep.core.atomic_write import storage_errors, temporary_path
@@ -31,6 +34,8 @@ _ATTEMPTS = 20
 _TOUCHED_AFTER = 60.0
 """Seconds until the use of a copy is recorded again. Without this, each access would be a write."""
 _CHUNK = 1 << 24
+_XXH3_DIGITS = 32
+_DIGEST = re.compile(rf"[0-9a-f]{{{_XXH3_DIGITS}}}|[0-9a-f]{{64}}")
 _FETCH_AGAIN = ("check the object in the store, and build again",)
 
 
@@ -45,7 +50,7 @@ def local_file(
     Args:
         folder: The folder of the build.
         name: The path of the file in it.
-        digest: Its SHA-256 in hex, which is checked when a copy is fetched.
+        digest: Its SHA-256 or xxh3-128 in hex, which is checked when a copy is fetched.
         size: Its size in bytes; None if it is not known.
 
     Raises:
@@ -55,6 +60,8 @@ def local_file(
     if isinstance(folder, Path):
         yield folder / name
         return
+    if not _DIGEST.fullmatch(digest):  # it becomes part of a path
+        raise _damaged(folder, name)
     file_name = name.rpartition("/")[2]
     with copy_of_object(
         digest, file_name, size, lambda path: _fetch_checked(folder, name, digest, path)
@@ -87,19 +94,24 @@ def _fetch_checked(folder: StoreFolder, name: str, digest: str, path: Path) -> N
     except FileNotFoundError as error:
         raise ShardError(f"{folder}/{name} is missing", remedy=_FETCH_AGAIN) from error
     with storage_errors(path):
-        if _digest_file(path) != digest:
-            raise ShardError(
-                f"{folder}/{name} is damaged: its content is not what was written",
-                remedy=_FETCH_AGAIN,
-            )
+        state = xxhash.xxh3_128() if len(digest) == _XXH3_DIGITS else sha256()
+        if _digest_file(path, state) != digest:
+            raise _damaged(folder, name)
 
 
-def _digest_file(path: Path) -> str:
-    digest = sha256()
+def _damaged(folder: StoreFolder, name: str) -> ShardError:
+    return ShardError(
+        f"{folder}/{name} is damaged: its content is not what was written", remedy=_FETCH_AGAIN
+    )
+
+
+def _digest_file(path: Path, digest: Any) -> str:
+    """Return the digest of a file in hex, from the empty state of a hash function."""
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
-    return digest.hexdigest()
+    found: str = digest.hexdigest()
+    return found
 
 
 @contextmanager

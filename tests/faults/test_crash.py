@@ -8,6 +8,7 @@ puts its manifest in place first shows that the harness detects failures.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -16,11 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from sftprep import BuildConfig, build, open_shards, read_manifest, verify
+from sftprep import BuildConfig, build, merge, open_shards, read_manifest, verify
+from sftprep.config import SourceConfig
 from sftprep.errors import ManifestError, SftprepError
+from sftprep.pipeline.part import build_part
 from sftprep.sources import groups
 from tests.conftest import EXAMPLES
+from tests.support import thorough
 
+EVERY = thorough(1, default=3)
+"""A build is killed before every change with this distance; before each one by `make test-all`."""
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 
 
@@ -110,13 +116,12 @@ def small(monkeypatch, tmp_path, tokenizer_dir):
 def kill_before_each_change(
     folder: Path,
     before: str | None,
-    golden: dict[str, bytes],
-    after: str,
+    after: str | None,
     run: Callable[[], object],
 ) -> int:
     """Kill `run` before each of its changes, check that a reader sees the build `before` or
     `after`, and return the number of changes."""
-    for change in range(1000):
+    for change in range(0, 1000, EVERY):
         if not killed_before(change, folder, lambda: run() and None):
             assert state(folder) == after
             return change
@@ -134,7 +139,7 @@ def test_a_first_build_that_is_killed_ends_in_the_same_bytes(small, tmp_path):
     after = build(small(golden_folder)).manifest.digest
     golden = content(golden_folder)
     changes = kill_before_each_change(
-        tmp_path / "o", None, golden, after, lambda: build(small(tmp_path / "o", overwrite=True))
+        tmp_path / "o", None, after, lambda: build(small(tmp_path / "o", overwrite=True))
     )
     assert changes > 5
     assert content(tmp_path / "o") == golden
@@ -148,7 +153,6 @@ def test_a_killed_replacement_leaves_the_old_build_or_the_new_one(small, tmp_pat
     kill_before_each_change(
         tmp_path / "o",
         before,
-        golden,
         after,
         lambda: build(small(tmp_path / "o", seed=1, overwrite=True)),
     )
@@ -172,7 +176,7 @@ def test_a_kill_after_a_kill_at_every_moment_still_ends_in_the_same_bytes(small,
 
 def test_a_build_after_a_kill_at_every_moment_leaves_no_work_folder(small, tmp_path):
     build(small(tmp_path / "golden"))
-    for change in range(1000):
+    for change in range(0, 1000, EVERY):
         folder = tmp_path / f"o{change}"
         killed = killed_before(change, folder, lambda f=folder: build(small(f)) and None)
         if killed:
@@ -192,7 +196,7 @@ def test_a_killed_build_with_evaluation_is_never_seen_without_it(small, tmp_path
     after = build(small(tmp_path / "golden", **settings)).manifest.digest
     golden = content(tmp_path / "golden")
     kill_before_each_change(
-        tmp_path / "o", None, golden, after, lambda: build(small(tmp_path / "o", **settings))
+        tmp_path / "o", None, after, lambda: build(small(tmp_path / "o", **settings))
     )
     assert content(tmp_path / "o") == golden
 
@@ -202,7 +206,7 @@ def test_a_build_and_its_evaluation_build_are_replaced_at_once(small, tmp_path):
     settings = {"eval_fraction": 0.3, "overwrite": True}
     after = build(small(tmp_path / "golden", **settings)).manifest.digest
     folder, seen = tmp_path / "o", set()
-    for change in range(1000):
+    for change in range(0, 1000, EVERY):
         if not (folder / "manifest.json").exists() or read_manifest(folder).digest == after:
             before = build(small(folder, **settings, eval_seed=5)).manifest.digest
         if not killed_before(change, folder, lambda: build(small(folder, **settings)) and None):
@@ -215,6 +219,47 @@ def test_a_build_and_its_evaluation_build_are_replaced_at_once(small, tmp_path):
         seen.add(found.digest == after)
     assert content(folder) == content(tmp_path / "golden")
     assert seen == {False, True}
+
+
+def test_a_part_that_is_killed_is_run_again_and_the_old_build_stays_until_the_end(small, tmp_path):
+    folder, settings = tmp_path / "o", {"eval_fraction": 0.3, "overwrite": True}
+    before = build(small(folder, seed=2)).manifest.digest
+    build_part(small(folder, part="1/2", **settings))
+    changes = kill_before_each_change(
+        folder, before, before, lambda: build_part(small(folder, part="2/2", **settings))
+    )
+    assert changes > 5
+    after = build(small(tmp_path / "golden", **settings)).manifest.digest
+    kill_before_each_change(folder, before, after, lambda: build(small(folder, **settings)))
+    assert content(folder) == content(tmp_path / "golden")
+
+
+def test_the_first_round_of_a_part_that_is_killed_is_run_again(small, tmp_path):
+    folder, settings = tmp_path / "o", {"duplicates": "drop"}
+    for part in ("1/2", "2/2", "1/2"):
+        kill_before_each_change(
+            folder, None, None, lambda part=part: build_part(small(folder, part=part, **settings))
+        )
+    build(small(folder, **settings))
+    build(small(tmp_path / "golden", **settings))
+    assert content(folder) == content(tmp_path / "golden")
+
+
+def test_a_killed_merge_leaves_the_old_build_or_the_merged_one(small, tmp_path):
+    settings = {"eval_fraction": 0.3}
+    for name, sources in (("a", "a.jsonl"), ("b", "b.jsonl")):
+        config = small(tmp_path / name, **settings)
+        source = SourceConfig((str(tmp_path / sources),))
+        build(dataclasses.replace(config, source=source))
+    after = merge(tmp_path / "a", tmp_path / "b", output=tmp_path / "golden").digest
+    before = build(small(tmp_path / "o", **settings)).manifest.digest
+    kill_before_each_change(
+        tmp_path / "o",
+        before,
+        after,
+        lambda: merge(tmp_path / "a", tmp_path / "b", output=tmp_path / "o", overwrite=True),
+    )
+    assert content(tmp_path / "o") == content(tmp_path / "golden")
 
 
 def test_the_harness_detects_a_manifest_that_is_written_before_its_shards(
@@ -233,4 +278,4 @@ def test_the_harness_detects_a_manifest_that_is_written_before_its_shards(
 
     before = read_manifest(tmp_path / "o").digest
     with pytest.raises((AssertionError, SftprepError)):
-        kill_before_each_change(tmp_path / "o", before, {}, good.digest, manifest_first)
+        kill_before_each_change(tmp_path / "o", before, good.digest, manifest_first)

@@ -18,6 +18,7 @@ from sftprep import build, read_manifest, verify
 from sftprep.core.atomic_write import is_temporary_name, storage_errors, temporary_name
 from sftprep.errors import OutputBusy, OutputExists, StorageError
 from sftprep.pipeline import build as build_module
+from sftprep.pipeline import workers as workers_module
 from sftprep.pipeline.output import folder as output_module
 from sftprep.pipeline.passes import tokenize_pass as tokenize_pass_module
 from sftprep.shards import layout as layout_module
@@ -144,7 +145,7 @@ def test_a_full_disk_leaves_no_unmarked_folder(make, tmp_path, monkeypatch, name
     elif name == "lock":
         monkeypatch.setattr(locks_module.os, "uname", fail)
     elif name == "recipe":
-        monkeypatch.setattr(build_module, "recipe_file", refuse)
+        monkeypatch.setattr(workers_module, "recipe_file", refuse)
     else:
         monkeypatch.setattr(tokenize_pass_module, "write_spill", refuse)
     with pytest.raises(StorageError):

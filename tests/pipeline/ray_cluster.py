@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +19,44 @@ from ray.cluster_utils import Cluster
 
 from sftprep import build
 
+_SETTINGS = {"max_length": 256, "shard_tokens": 20_000, "group_bytes": 1 << 16}
+
 
 def digest_of(folder: Path, source: str, tokenizer: str, **more: Any) -> str:
-    settings = {"tokenizer": tokenizer, "max_length": 256, "shard_tokens": 20_000}
-    return build(source, output=folder, **settings, **more).manifest.data_digest
+    report = build(source, output=folder, tokenizer=tokenizer, **_SETTINGS, **more)
+    assert len(report.manifest.groups) > 10
+    return report.manifest.data_digest
 
 
 class Saboteur:
-    """Calls a function once, when the first unit of a stage is done."""
+    """Calls a function once, as soon as files that match a pattern exist in a folder.
 
-    def __init__(self, stage: str, action: Any) -> None:
-        self._stage, self._action, self._done = stage, action, False
+    Args:
+        folder: The folder.
+        pattern: The pattern.
+        action: The function.
+    """
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage == self._stage and not self._done:
-            self._done = True
-            self._action()
+    def __init__(self, folder: Path, pattern: str, action: Callable[[], None]) -> None:
+        self._folder, self._pattern, self._action = folder, pattern, action
+        self.has_acted = False
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+
+    def __enter__(self) -> Saboteur:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.has_acted, f"no {self._pattern} appeared in {self._folder}"
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if any(self._folder.glob(self._pattern)):
+                self.has_acted = True
+                self._action()
+                return
+            time.sleep(0.002)
 
 
 def kill_a_worker() -> None:
@@ -42,32 +67,42 @@ def kill_a_worker() -> None:
         if (process.info["cmdline"] or [""])[0].startswith(("ray::_call", "ray::IDLE"))
     ]
     assert workers, "no worker of Ray is running"
-    workers[0].send_signal(signal.SIGKILL)
+    busy = [worker for worker in workers if worker.info["cmdline"][0].startswith("ray::_call")]
+    (busy or workers)[0].send_signal(signal.SIGKILL)
 
 
 def main(folder: Path, source: str, tokenizer: str) -> None:
     """Print the digest of each build, one per line."""
+    inputs = sorted(map(str, Path(source).iterdir()))
+    sources = [
+        {"name": "a", "inputs": inputs[:8], "weight": 3},
+        {"name": "b", "inputs": inputs[8:], "weight": 1},
+    ]
+    mixture = {"sources": sources, "duplicates": "drop"}
     print("local", digest_of(folder / "local", source, tokenizer))
+    print("mixture, local", digest_of(folder / "local mixture", None, tokenizer, **mixture))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     ray.init(address=cluster.address, log_to_driver=False)
     try:
         print("ray", digest_of(folder / "ray", source, tokenizer, executor="ray"))
-        for stage in ("tokenize", "write"):
-            saboteur = Saboteur(stage, kill_a_worker)
-            name = f"worker killed in {stage}"
-            print(
-                name,
-                digest_of(folder / name, source, tokenizer, executor="ray", progress=saboteur),
-                sep=": ",
-            )
-        saboteur = Saboteur("tokenize", lambda: cluster.remove_node(nodes.pop()))
-        name = "machine killed"
-        print(
-            name,
-            digest_of(folder / name, source, tokenizer, executor="ray", progress=saboteur),
-            sep=": ",
-        )
+        for name, pattern, settings in (
+            ("worker killed in the tokenization", "spill/*.arrow", {}),
+            ("worker killed while shards are written", "spill/shards/*/*.arrow", {}),
+            ("mixture, worker killed in round 1", "spill/hashes-*.npy", mixture),
+            ("mixture, worker killed in the last round", "spill/shards/*/*.arrow", mixture),
+        ):
+            output = folder / name
+            with Saboteur(output, pattern, kill_a_worker):
+                records = None if settings else source
+                digest = digest_of(output, records, tokenizer, executor="ray", **settings)
+            print(name, digest, sep=": ")
+        name = "machine killed while shards are written"
+        with Saboteur(
+            folder / name, "spill/shards/*/*.arrow", lambda: cluster.remove_node(nodes.pop())
+        ):
+            digest = digest_of(folder / name, source, tokenizer, executor="ray")
+        print(name, digest, sep=": ")
     finally:
         ray.shutdown()
         cluster.shutdown()

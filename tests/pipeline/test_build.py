@@ -16,7 +16,7 @@ import zstandard
 from pyarrow import feather
 from tokenizers import Tokenizer
 
-from sftprep import BuildConfig, build, open_shards, read_manifest, verify
+from sftprep import BuildConfig, BuildReport, build, open_shards, read_manifest, verify
 from sftprep.errors import (
     ConfigError,
     EmptyInput,
@@ -555,12 +555,17 @@ def test_a_group_whose_file_would_be_too_large_is_found_before_the_shards_are_wr
 
 
 def test_complete_spills_are_reused_and_damaged_ones_are_not(tokenizer_dir, tmp_path):
-    first = run(CHATS, tokenizer_dir, tmp_path / "o", keep_spill=True)
-    before = content(first.folder)
-    again = run(CHATS, tokenizer_dir, tmp_path / "o", keep_spill=True, overwrite=True)
+    def run_again(max_length: int) -> BuildReport:
+        settings = {"keep_spill": True, "overwrite": True, "max_length": max_length}
+        return run(CHATS, tokenizer_dir, tmp_path / "o", **settings)
+
+    # A build with the same settings would need no spill at all.
+    first, again = run_again(256), run_again(128)
     assert (first.reused, again.reused) == (0, 1)
+    before = content(first.folder)
     (spill,) = (tmp_path / "o" / "spill").glob("*.arrow")
     spill.write_bytes(spill.read_bytes()[:-1000] + b"\0" * 1000)
-    torn = run(CHATS, tokenizer_dir, tmp_path / "o", keep_spill=True, overwrite=True)
+    torn = run_again(64)
     assert torn.reused == 0
+    assert run_again(128).manifest.digest == again.manifest.digest
     assert content(first.folder) == before

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +17,7 @@ from sftprep.errors import EmptyInput, RecordError, TooManyRejected
 from sftprep.sources.groups import cut_groups
 from sftprep.sources.partition import PARTITION_BYTES, Source
 from tests.pipeline.builds import check_accounting, content, texts
-
-WORDS = [
-    "alpha",
-    "beta",
-    "gamma",
-    "delta",
-    "epsilon",
-    "zeta",
-    "eta",
-    "theta",
-    "iota",
-    "kappa",
-    "lambda",
-    "mu",
-    "nu",
-    "xi",
-]
-GROUP_BYTES = 1 << 16
-
-
-def texts_of(count: int, seed: int = 0, name: str = "") -> list[dict[str, str]]:
-    """Return distinct records of text, of 150 bytes on average."""
-    rng = random.Random(seed)
-    return [
-        {"text": f"{name} {number} " + " ".join(rng.choices(WORDS, k=rng.randint(5, 45)))}
-        for number in range(count)
-    ]
-
-
-def write(path: Path, rows: Iterable[Any]) -> str:
-    lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
-    path.write_text("".join(f"{line}\n" for line in lines))
-    return str(path)
+from tests.pipeline.group_inputs import GROUP_BYTES, WORDS, texts_of, write
 
 
 @pytest.fixture

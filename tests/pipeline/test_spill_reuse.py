@@ -14,6 +14,7 @@ from sftprep import BuildConfig, build, verify
 from sftprep.errors import EmptyInput
 from tests.pipeline.builds import content
 from tests.stream.plain_packs import rows
+from tests.support import thorough
 
 CUTS: list[dict[str, Any]] = [
     *(
@@ -95,7 +96,10 @@ def test_a_kept_spill_gives_the_bytes_of_a_new_build(
     spills = {path: path.stat().st_mtime_ns for path in (kept / "spill").glob("*.arrow")}
     assert len(spills) == 4
     built = 0
-    for number, cut in enumerate(CUTS):
+    # By default, half of the cuts, and the other half for the next kind of records.
+    step = thorough(1, default=2)
+    chosen = [*enumerate(CUTS)][[*READS, "weights"].index(name) % step :: step]
+    for number, cut in chosen:
         max_length = LENGTHS[(number + len(name)) % len(LENGTHS)]
         reused, new = outcome(kept, max_length=max_length, **settings, **cut)
         _, fresh = outcome(tmp_path / f"{number}", max_length=max_length, **settings, **cut)
@@ -106,7 +110,7 @@ def test_a_kept_spill_gives_the_bytes_of_a_new_build(
         # Not one spill was made again, and no other one was added.
         found = {path: path.stat().st_mtime_ns for path in (kept / "spill").glob("*.arrow")}
         assert found == spills
-    assert built > len(CUTS) // 2
+    assert built > len(chosen) // 2
 
 
 def test_the_treatment_of_long_sequences_is_not_part_of_the_name_of_a_spill(
@@ -150,3 +154,18 @@ def test_builds_of_other_lengths_have_other_digests_of_their_settings(
         assert report.manifest.max_length == limit
         digests.add(report.manifest.config_digest)
     assert len(digests) == 2
+
+
+def test_kept_spills_of_other_builds_have_a_limit(
+    records: Callable[..., str], tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    """The oldest ones are removed, and those of the last build are kept."""
+    kept: list[set[str]] = []
+    for number in range(7):
+        path = records(rows("text", 40, seed=number), f"{number}.jsonl")
+        outcome(tmp_path / "o", inputs=path, tokenizer=str(tokenizer_dir))
+        kept.append({path.name for path in (tmp_path / "o" / "spill").glob("*.arrow")})
+    assert [len(names) for names in kept[:3]] == [1, 2, 3]
+    assert len(kept[-1]) <= 5
+    assert kept[-1] - kept[-2]
+    assert not kept[0] & kept[-1]

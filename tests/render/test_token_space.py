@@ -232,7 +232,7 @@ def paths_of(
 
 @pytest.mark.parametrize("encoder", ["auto", "tokenizers"])
 @pytest.mark.parametrize("template", TEMPLATES)
-@settings(max_examples=thorough(150, default=40), deadline=None)
+@settings(max_examples=thorough(150, default=25), deadline=None)
 @given(data=st.data())
 def test_both_paths_give_the_same_masks(template: str, encoder: str, data: st.DataObject) -> None:
     tokenizer = data.draw(st.sampled_from([*TOKENIZERS]))

@@ -13,8 +13,14 @@ from sftprep import BuildConfig, build, open_shards, verify
 from sftprep.core.mask_arrays import find_targets
 from sftprep.core.types import TokenBatch
 from sftprep.errors import ConfigError, RecordError
+from sftprep.packing import plan_counts
 from sftprep.pipeline.passes.overlong import OVERLONG, LengthLimit, fit_lengths
-from sftprep.pipeline.passes.sequence_stats import count_lengths, describe_lengths, length_bounds
+from sftprep.pipeline.passes.sequence_stats import (
+    count_exact_lengths,
+    count_lengths,
+    describe_lengths,
+    length_bounds,
+)
 from tests.semantics.prepared import prepare
 
 SEQUENCES = st.lists(st.lists(st.booleans(), max_size=12), max_size=8)
@@ -117,7 +123,10 @@ def test_the_histogram_says_what_each_length_would_keep(masks, overlong, limit, 
     targets = find_targets(batch.completion_mask, batch.offsets)
     rule = LengthLimit(max_length=limit, overlong=overlong, truncate_side=side)
     counted = count_lengths(batch, targets, rule)
-    histogram = describe_lengths([counted, counted[:, :0]], rule)
+    exact = count_exact_lengths(batch, rule)
+    histogram = describe_lengths([counted, counted[:, :0]], [exact, exact[:0]], rule)
+    found = dict(zip(*histogram["exact"].values(), strict=True))
+    assert found == Counter(len(mask) for mask in masks if len(mask) <= limit)
     assert sum(histogram["sequences"]) == len(masks)
     assert sum(histogram["tokens"]) == batch.offsets[-1]
     assert sum(histogram["trained_tokens"]) == targets.total
@@ -155,6 +164,32 @@ def built(records, tokenizer_dir, tmp_path, rows, name="out", **settings):
 
 
 TEXTS = [{"text": " ".join(f"w{k}" for k in range(n))} for n in (3, 30, 1, 12, 7, 55, 2)]
+
+
+def test_the_plan_of_a_build_follows_from_its_manifest(records, tokenizer_dir, tmp_path):
+    """Truncated sequences have the largest length."""
+    report, _ = built(records, tokenizer_dir, tmp_path, TEXTS * 9, max_length=50)
+    lengths = report.manifest.lengths
+    counts = Counter(dict(zip(*lengths["exact"].values(), strict=True)))
+    counts[50] += sum(lengths["sequences"]) - counts.total()
+    plan = plan_counts((sorted(counts), [counts[n] for n in sorted(counts)]), 50)
+    assert (plan.num_bins, plan.tokens) == (report.manifest.rows, report.manifest.tokens)
+
+
+def test_lengths_are_counted_by_source(records, tokenizer_dir, tmp_path):
+    sources = [
+        {"name": name, "inputs": [records(TEXTS[:n], f"{name}.jsonl")]}
+        for name, n in (("a", 3), ("b", 5))
+    ]
+    config = BuildConfig.of(
+        sources=sources, tokenizer=str(tokenizer_dir), output=str(tmp_path / "o"), max_length=90
+    )
+    manifest = build(config).manifest
+    group = manifest.read_group(0)
+    found = {name: sum(each["sequences"]) for name, each in group.source_lengths.items()}
+    assert found == {"a": 3, "b": 5}
+    assert sum(group.lengths["exact"]["sequences"]) == 8
+    assert verify(tmp_path / "o").problems == []
 
 
 def test_wrapped_packs_are_one_stream(records, tokenizer_dir, tmp_path):

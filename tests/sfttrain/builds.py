@@ -26,6 +26,7 @@ def write_build(
         seq_lengths=lengths,
         origin=np.arange(len(lengths), dtype=np.int64),
         pack_offsets=np.cumsum([0, *(len(p.seq_lengths) for p in parts)], dtype=np.int64),
+        flags=np.zeros(len(lengths), np.uint8),
     )
     max_length = max(len(p.input_ids) for p in parts)
     key = "0" * 16

@@ -17,6 +17,7 @@ from sftprep.shards.group import Group, GroupEntry, InputInfo, ShardInfo
 from sftprep.shards.layout import GROUP_FOLDER, MANIFEST_NAME, SHARD_FOLDER, group_path
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import FORMAT_VERSION, Manifest, seal
+from sftprep.shards.pack_index import PackIndex, write_index
 from sftprep.shards.writer import ShardRows, write_shard
 
 MAX_LENGTH = 16
@@ -70,7 +71,7 @@ def write_manifest(
     root: Path, groups: list[Group], tokenizer: dict[str, Any], chat_template: str | None = None
 ) -> None:
     """Write the files of groups, whose shards are written, and the manifest of a build."""
-    (root / GROUP_FOLDER).mkdir()
+    (root / GROUP_FOLDER).mkdir(exist_ok=True)
     entries, digests = [], sha256()
     for group in groups:
         (root / group_path(group.key)).write_bytes(group.to_json())
@@ -110,7 +111,7 @@ def write_group(
     """Write the shards of a group; return it with the content of its packs."""
     key = f"{number:016x}"
     (root / SHARD_FOLDER / key).mkdir(parents=True)
-    rows, infos, line = [], [], 0
+    rows, infos, line, sizes = [], [], 0, []
     for index, first in enumerate(range(0, len(packs), shard_rows)):
         own = packs[first : first + shard_rows]
         seq_lengths = np.array([n for pack in own for n in pack], np.int32)
@@ -121,6 +122,7 @@ def write_group(
             seq_lengths=seq_lengths,
             origin=np.arange(line, line + len(seq_lengths)),
             pack_offsets=np.concatenate(([0], np.cumsum([len(pack) for pack in own]))),
+            flags=np.zeros(len(seq_lengths), np.uint8),
         )
         line += len(seq_lengths)
         info = write_shard(
@@ -132,10 +134,22 @@ def write_group(
         )
         infos.append(info)
         rows += contents(shard, own)
+        sizes.append(PackIndex.of(shard.completion_mask, shard.seq_lengths, shard.pack_offsets))
     tokens, trained = sum(i.tokens for i in infos), sum(i.trained_tokens for i in infos)
     ledger = balanced(line, tokens, trained)
     inputs = (InputInfo("a.jsonl", 1, "", "text", line, line, accounting=ledger, slices=(line,)),)
-    return group_of(key, infos, max_length, inputs=inputs, max_id=99, accounting=ledger), rows
+    (root / GROUP_FOLDER).mkdir(exist_ok=True)
+    index_digest = write_index(root, key, PackIndex.concatenate(sizes))
+    group = group_of(
+        key,
+        infos,
+        max_length,
+        inputs=inputs,
+        max_id=99,
+        accounting=ledger,
+        index_digest=index_digest,
+    )
+    return group, rows
 
 
 def group_of(key: str, shards: list[ShardInfo], max_length: int, **fields: Any) -> Group:
@@ -146,6 +160,7 @@ def group_of(key: str, shards: list[ShardInfo], max_length: int, **fields: Any) 
         config_digest="",
         max_length=max_length,
         lengths={},
+        source_lengths={},
         plan={},
         template={},
         shards=tuple(named),

@@ -170,7 +170,7 @@ def test_any_changed_byte_of_a_manifest_is_an_error(read, folder):
 
 
 def test_a_changed_file_of_a_group_is_an_error(folder):
-    (path,) = (folder / GROUP_FOLDER).iterdir()
+    (path,) = (folder / GROUP_FOLDER).glob("*.json")
     path.write_bytes(path.read_bytes().replace(b"a.jsonl", b"b.jsonl"))
     with pytest.raises(ManifestError, match=r"\.json is damaged: its content is not what was"):
         open_shards(folder)

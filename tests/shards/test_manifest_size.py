@@ -89,10 +89,10 @@ def test_the_expected_size_of_the_file_of_a_group_is_an_upper_bound(inputs, rows
     )
 
     def size(infos, shards):
-        group = Group("0" * 16, "0", 1, infos, Ledger(), {}, {}, {}, 0, shards, "0", "2.0")
+        group = Group("0" * 16, "0", 1, infos, Ledger(), {}, {}, {}, {}, 0, shards, "0", "2.0")
         return len(group.to_json())
 
-    sizes = group_sizes(inputs, len(rows), sum(rows))
+    sizes = group_sizes(inputs, {}, len(rows), sum(rows))
     known = sum(sizes.values()) - sizes["others"]
     found = size(tuple(inputs), shards) - size((), ())
     assert found <= known
@@ -135,5 +135,5 @@ def test_large_parts_of_a_group_are_named_with_their_remedies(
     monkeypatch.setattr(manifest_module, "LARGEST_MANIFEST", 1 << 20)
     inputs = [InputInfo("a", 0, "", "", 0, 0, source=source)] * 10
     with pytest.raises(ConfigError, match=f"the largest parts are {what}") as caught:
-        check_group_size(inputs, shards, packs)
+        check_group_size(inputs, {}, shards, packs)
     assert remedy in caught.value.remedy

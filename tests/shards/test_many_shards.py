@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sftprep.errors import ShardError
-from sftprep.shards.layout import SHARD_FOLDER
+from sftprep.shards.layout import GROUP_FOLDER, SHARD_FOLDER
 from sftprep.shards.manifest import read_manifest
 from sftprep.shards.reader import Shards, open_shards
 from tests.shards.builds import rewritten, write_build
@@ -65,3 +68,36 @@ def test_only_the_shards_used_last_stay_mapped(tmp_path: Path) -> None:
 def test_more_shards_than_the_kernel_maps(tmp_path: Path) -> None:
     write_many(tmp_path / "b", 70_000)
     read_all(open_shards(tmp_path / "b"))
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from sftprep import open_shards
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) << 12
+
+before = resident()
+shards = open_shards(sys.argv[1])
+print(len(shards), resident() - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_million_shards_are_opened_by_their_root_alone(tmp_path: Path) -> None:
+    """The files of the 4,000 groups do not even exist."""
+    write_build(tmp_path / "b", [[3, 2]])
+
+    def grow(values: dict[str, Any]) -> None:
+        entry = {**values["groups"][0], "packs": [4096] * 250}
+        values["groups"] = [{**entry, "key": f"{number:016x}"} for number in range(4000)]
+        values["rows"] = 4000 * 250 * 4096
+
+    rewritten(tmp_path / "b", grow)
+    shutil.rmtree(tmp_path / "b" / GROUP_FOLDER)
+    command = [sys.executable, "-c", OPEN, str(tmp_path / "b")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    packs, num_bytes = map(int, done.stdout.split())
+    assert packs == 4_096_000_000
+    assert num_bytes < 40 << 20

@@ -87,7 +87,7 @@ def test_datasets_reads_the_shards(tmp_path, position_ids):
         "arrow", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
     )
     columns = [name for name in expected[0] if position_ids or name != "position_ids"]
-    assert sorted(loaded.column_names) == sorted(columns)
+    assert sorted(loaded.column_names) == sorted([*columns, "flags"])
     assert [{name: row[name] for name in columns} for row in loaded] == [
         {n: row[n] for n in columns} for row in expected
     ]
@@ -172,7 +172,7 @@ def test_a_folder_that_is_not_a_build_is_an_error(tmp_path):
 
 
 def group_of(*inputs: InputInfo, version: str = "2.0") -> Group:
-    return Group("", "", 1, inputs, Ledger(), {}, {}, {}, 0, (), "0", version)
+    return Group("", "", 1, inputs, Ledger(), {}, {}, {}, {}, 0, (), "0", version)
 
 
 def test_an_origin_is_found_in_its_slice():

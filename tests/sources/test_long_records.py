@@ -139,7 +139,13 @@ def test_the_start_of_a_line_that_is_too_long_is_not_a_record(tmp_path):
             assert found[1] == {"text": "next"}
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet"])
+def slow(suffix: str):
+    return pytest.param(suffix, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "suffix", [".jsonl", ".parquet", slow(".jsonl.gz"), slow(".json"), slow(".csv")]
+)
 def test_a_build_counts_a_record_of_more_than_64_mib(tmp_path, tokenizer_dir, suffix):
     rows = [{"text": "first"}, {"text": "0123456 " * (9 << 20)}, {"text": "last"}]
     path = Path(tmp_path / f"a{suffix}")

@@ -21,7 +21,7 @@ from sftprep.errors import (
 )
 from sftprep.pipeline import build as build_module
 from sftprep.pipeline.output.garbage import collect_garbage
-from sftprep.shards.layout import group_path
+from sftprep.shards.layout import group_path, index_path
 from sftprep.sources import groups
 from sftprep.stores.folder import StoreFolder
 from tests.stores.builds import example_lines, put_object, shard_names, small_settings
@@ -74,7 +74,9 @@ def test_a_finished_build_is_replaced_only_on_request(store, small, tmp_path):
     report = small(store, seed=1, overwrite=True)
     assert verify(str(store)).ok
     expected = {f"shards/{name}" for name in shard_names(report.manifest)}
-    expected |= {group_path(entry.key) for entry in report.manifest.groups}
+    expected |= {
+        path(entry.key) for entry in report.manifest.groups for path in (group_path, index_path)
+    }
     kept = {"notes.txt", "shards/mine.arrow"}
     assert store.names() == expected | kept | {"manifest.json"}
     assert old & expected == set()
@@ -122,6 +124,7 @@ def test_of_two_builders_one_commits(store, small, tmp_path, monkeypatch, overwr
             "manifest.json",
             *(f"shards/{name}" for name in shard_names(other[0])),
             *(group_path(entry.key) for entry in other[0].groups),
+            *(index_path(entry.key) for entry in other[0].groups),
         )
     }
     assert removed

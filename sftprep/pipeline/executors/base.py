@@ -80,18 +80,18 @@ def map_checked(
         WorkerError: A worker has other versions than this process.
     """
     if executor.far:
-        return executor.map_unordered(partial(_run_checked, _find_versions(), fn), specs)
+        return executor.map_unordered(partial(_run_checked, find_versions(), fn), specs)
     return executor.map_unordered(fn, specs)
 
 
-def _find_versions() -> dict[str, str]:
+def find_versions() -> dict[str, str]:
     """Return the versions of the packages that determine the bytes of a build."""
     packages = ("tokenizers", "gigatoken", "pyarrow")
     return {"sftprep": __version__, **{name: version_of(name) for name in packages}}
 
 
 def _run_checked(versions: dict[str, str], fn: Callable[[Any], Any], spec: Any) -> Any:
-    own = _find_versions()
+    own = find_versions()
     if own != versions:
         other = [
             f"{name} {own[name]}, not {versions[name]}"

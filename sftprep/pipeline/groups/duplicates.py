@@ -14,19 +14,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.core.atomic_write import write_file
+from sftprep.core.hashing import digest
+from sftprep.shards.layout import hash_name
 
 _HASHES_PER_RANGE = 1 << 22
 _REASONS = ("duplicate", "near_duplicate")
 
 
-def hash_file(work: Path, group: int) -> Path:
-    """Return the path of the hashes of a group."""
-    return work / f"hashes-{group:05d}.npy"
+def is_hash_file(path: Path) -> bool:
+    """Return whether a file with the hashes of a group is complete."""
+    try:
+        return len(np.load(path, mmap_mode="r", allow_pickle=False)) == 2 * len(_REASONS)
+    except (OSError, ValueError, EOFError, TypeError):
+        return False
 
 
-def duplicates_file(work: Path, group: int) -> Path:
-    """Return the path of the records of a group that equal an earlier one."""
-    return work / f"duplicates-{group:05d}.npy"
+def duplicates_files(work: Path, keys: Sequence[str]) -> list[Path]:
+    """Return the path of the records of each group that equal an earlier one.
+
+    Args:
+        work: The work folder.
+        keys: The key of the receipt of each group, in order.
+    """
+    key = digest(list(keys))[:40]
+    return [work / f"duplicates-{key}-{number:05d}.npy" for number in range(len(keys))]
 
 
 def write_hashes(
@@ -55,17 +66,24 @@ def write_hashes(
     write_file(path, lambda file: np.save(file, table, allow_pickle=False))
 
 
-def find_duplicates_across(work: Path, num_groups: int) -> None:
+def find_duplicates_across(work: Path, keys: Sequence[str]) -> list[Path]:
     """Find the records of all groups that equal an earlier one, and write a file for each group.
 
     Args:
         work: The folder with the hashes of all groups.
-        num_groups: The number of groups.
+        keys: The key of the receipt of each group, in order.
+
+    Returns:
+        The file of each group.
 
     Raises:
         StorageError: A file cannot be written.
     """
-    tables = [np.load(hash_file(work, group), mmap_mode="r") for group in range(num_groups)]
+    paths = duplicates_files(work, keys)
+    # Another process may have needed the same.
+    if all(path.exists() for path in paths):
+        return paths
+    tables = [np.load(work / hash_name(key), mmap_mode="r") for key in keys]
     found: list[list[list[NDArray[np.int64]]]] = [[[], []] for _ in tables]
     num_ranges = 1 + sum(table.shape[1] for table in tables) // _HASHES_PER_RANGE
     bounds = [k * 2**64 // num_ranges for k in range(1, num_ranges)]
@@ -84,7 +102,8 @@ def find_duplicates_across(work: Path, num_groups: int) -> None:
             for group, records in enumerate(groups):
                 found[group][kind].append(records)
     for group, kinds in enumerate(found):
-        _write_duplicates(duplicates_file(work, group), [np.concatenate(kind) for kind in kinds])
+        _write_duplicates(paths[group], [np.concatenate(kind) for kind in kinds])
+    return paths
 
 
 def _find_later(

@@ -8,6 +8,7 @@ round are reused by the next one, so that nothing is tokenized twice.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -16,9 +17,16 @@ import numpy as np
 from sftprep.errors import RecordError
 from sftprep.pipeline.executors.base import Executor, map_checked
 from sftprep.pipeline.executors.local import InProcess
-from sftprep.pipeline.groups.duplicates import duplicates_file, find_duplicates_across
+from sftprep.pipeline.groups.duplicates import find_duplicates_across
+from sftprep.pipeline.groups.first_rounds import (
+    count_usable,
+    find_counts,
+    has_hashes,
+    hash_records,
+)
 from sftprep.pipeline.groups.quotas import share_copies
-from sftprep.pipeline.groups.run import count_usable, hash_records, run_group
+from sftprep.pipeline.groups.receipts import receipt_key
+from sftprep.pipeline.groups.run import run_group
 from sftprep.pipeline.groups.task import GroupDone, GroupTask
 from sftprep.pipeline.passes.shard_pass import Progress
 
@@ -56,19 +64,36 @@ def count_rounds(tasks: list[GroupTask]) -> int:
     return 1 + _finds_duplicates(tasks) + _shares_copies(tasks)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rounds:
+    """The groups of a build after its rounds.
+
+    Attributes:
+        tasks: The groups, completed with what was decided across groups.
+        done: The results of the groups that were run, by number.
+        waiting_for: The numbers of the groups of other parts that must be run before the last
+            round; then no group has a result.
+    """
+
+    tasks: list[GroupTask]
+    done: dict[int, GroupDone]
+    waiting_for: tuple[int, ...] = ()
+
+
 def run_rounds(
-    tasks: list[GroupTask], executor: Executor, progress: GroupProgress
-) -> list[GroupDone]:
-    """Run all groups of a build.
+    tasks: list[GroupTask],
+    executor: Executor,
+    progress: GroupProgress,
+    is_own: Callable[[GroupTask], bool] = lambda task: True,
+) -> Rounds:
+    """Run groups of a build.
 
     Args:
-        tasks: Its groups.
+        tasks: The groups of the build.
         executor: On this machine, it runs the partitions of one group after the other; on other
             machines, whole groups.
         progress: The progress of the build.
-
-    Returns:
-        The results, in the order of the tasks.
+        is_own: Whether a group belongs to this part; other parts run the others.
 
     Raises:
         SftprepError: An error of a record, a setting or the storage.
@@ -76,22 +101,55 @@ def run_rounds(
     training = [task for task in tasks if not task.evaluation]
     evaluation = [task for task in tasks if task.evaluation]
     if _finds_duplicates(tasks):
-        _run(_hash_records, training, executor, progress)
+        _run(_hash_records, filter(is_own, training), executor, progress)
+        missing = [task.number for task in training if not has_hashes(task)]
+        if missing:
+            return Rounds(tasks, {}, tuple(missing))
         work = training[0].settings.work
-        find_duplicates_across(work, len(training))
+        files = find_duplicates_across(work, [receipt_key(task) for task in training])
         training = [
-            dataclasses.replace(task, duplicates=duplicates_file(work, task.number))
-            for task in training
+            dataclasses.replace(task, duplicates=file)
+            for task, file in zip(training, files, strict=True)
         ]
     if _shares_copies(tasks):
-        usable = np.stack(_run(_count_usable, training, executor, progress))
+        _run(_count_usable, filter(is_own, training), executor, progress)
+        counts = [find_counts(task) for task in training]
+        missing = [n for n, usable in enumerate(counts) if usable is None]
+        if missing:
+            return Rounds(tasks, {}, tuple(missing))
+        usable = np.stack([usable for usable in counts if usable is not None])
         quotas = share_copies(training[0].settings.entries, usable)
         training = [
             dataclasses.replace(task, quotas=of_group)
             for task, of_group in zip(training, quotas, strict=True)
         ]
     tasks = training + evaluation
-    return _separate_equal(_run(_run_group, tasks, executor, progress), tasks, executor, progress)
+    own = [*filter(is_own, tasks)]
+    results = _run(_run_group, own, executor, progress)
+    return Rounds(tasks, {task.number: done for task, done in zip(own, results, strict=True)})
+
+
+def separate_equal(rounds: Rounds, executor: Executor, progress: GroupProgress) -> list[GroupDone]:
+    """Return the results of all groups with different keys.
+
+    Groups with the same records have shards of the same names, in the same order. All but the first
+    of them are run again with a number.
+
+    Args:
+        rounds: The rounds, with the results of all groups.
+        executor: As for `run_rounds`.
+        progress: As for `run_rounds`.
+    """
+    earlier: Counter[str] = Counter()
+    repeated: list[GroupTask] = []
+    for task in rounds.tasks:
+        key = rounds.done[task.number].key
+        if key and earlier[key]:
+            repeated.append(dataclasses.replace(task, occurrence=earlier[key]))
+        earlier[key] += 1
+    results = _run(_run_group, repeated, executor, progress)
+    again = {task.number: done for task, done in zip(repeated, results, strict=True)}
+    return [again.get(task.number, rounds.done[task.number]) for task in rounds.tasks]
 
 
 def _finds_duplicates(tasks: list[GroupTask]) -> bool:
@@ -159,27 +217,3 @@ def _run_far(spec: _FarGroup) -> tuple[int, int, Any]:
     except RecordError as error:
         return spec.number, 0, error
     return spec.number, read["tokenize"], result
-
-
-def _separate_equal(
-    done: list[GroupDone], tasks: list[GroupTask], executor: Executor, progress: GroupProgress
-) -> list[GroupDone]:
-    """Return the results with different keys: groups with the same records get a number.
-
-    They have run with the same key, so the file of one has replaced that of the other.
-    """
-    by_key: dict[str, list[int]] = {}
-    for number, each in enumerate(done):
-        if each.key:
-            by_key.setdefault(each.key, []).append(number)
-    for numbers in by_key.values():
-        if len(numbers) > 1:
-            again = [
-                dataclasses.replace(tasks[number], occurrence=occurrence)
-                for occurrence, number in enumerate(numbers)
-            ]
-            for number, result in zip(
-                numbers, _run(_run_group, again, executor, progress), strict=True
-            ):
-                done[number] = result
-    return done

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from sftprep.core.atomic_write import create_folder, write_bytes
+from sftprep.core.atomic_write import create_folder
 from sftprep.core.hashing import digest, hash64
 from sftprep.packing.strategies import SMALL, pack_lengths
 from sftprep.pipeline.executors.base import Executor, map_checked
 from sftprep.pipeline.executors.local import InProcess
-from sftprep.pipeline.groups.duplicates import hash_file, write_hashes
+from sftprep.pipeline.groups.evaluation import join_evaluation
+from sftprep.pipeline.groups.evaluation_files import copy_held_out
 from sftprep.pipeline.groups.ledgers import (
     check_not_empty,
     check_rejected,
@@ -28,14 +28,19 @@ from sftprep.pipeline.groups.ledgers import (
     sum_ledgers,
     write_rejected,
 )
+from sftprep.pipeline.groups.receipt_files import Receipt
+from sftprep.pipeline.groups.receipts import (
+    digest_of_file,
+    find_done,
+    finish_group,
+    receipt_key,
+)
 from sftprep.pipeline.groups.selection import (
     BuildSplit,
-    SequenceTable,
-    UsableSequences,
     select_sequences,
 )
 from sftprep.pipeline.groups.task import EvaluationPart, GroupDone, GroupTask
-from sftprep.pipeline.passes.sequence_stats import describe_lengths
+from sftprep.pipeline.passes.sequence_stats import describe_lengths, sum_exact_lengths
 from sftprep.pipeline.passes.shard_pass import Progress, WrittenPacks, write_packs
 from sftprep.pipeline.passes.tokenize_pass import (
     PartitionResult,
@@ -45,10 +50,11 @@ from sftprep.pipeline.passes.tokenize_pass import (
 )
 from sftprep.pipeline.prepare.manifest_fields import count_rendering
 from sftprep.shards.group import Group, InputInfo
-from sftprep.shards.layout import SHARD_FOLDER, group_path, rejected_path
+from sftprep.shards.layout import GROUP_FOLDER, SHARD_FOLDER, raw_rejected_name
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import FORMAT_VERSION
 from sftprep.shards.manifest_size import check_group_size
+from sftprep.shards.pack_index import write_index
 from sftprep.sources.partition import cut
 from sftprep.version import __version__
 
@@ -59,7 +65,9 @@ OnBytes = Callable[[int], None]
 def run_group(
     task: GroupTask, executor: Executor, on_bytes: OnBytes, progress: Progress
 ) -> GroupDone:
-    """Tokenize the records of a group, plan its packs, and write its shards and its file.
+    """Tokenize the records of a group, plan its packs, and write its shards and its receipt.
+
+    Nothing is done if it has a valid receipt.
 
     Args:
         task: The group.
@@ -70,41 +78,73 @@ def run_group(
     Raises:
         SftprepError: An error of a record, a setting or the storage.
     """
+    receipt = receipt_key(task)
+    if (done := find_done(task, receipt)) is not None:
+        on_bytes(done.bytes)
+        return done
     parts = tokenize_group(task, executor, on_bytes)
     splits = select_sequences(parts, task)
     evaluation = None
     if splits[0].evaluation:
         evaluation = _evaluation_part(splits.pop(0), task)
-    key = file_digest = ""
+    written = WrittenGroup("", "")
     if splits:
         recipe_keys = tuple(each.recipe_key for each in task.inputs)
         infos = make_input_infos(splits[0], task)
-        key, file_digest = write_group(task, splits[0], infos, recipe_keys, executor, progress)
-    return GroupDone(
-        key=key,
-        digest=file_digest,
-        evaluation=evaluation,
-        bytes=sum(part.bytes for part in parts),
+        written = write_group(task, splits[0], infos, recipe_keys, receipt, executor, progress)
+    return finish_group(
+        task,
+        Receipt(
+            key=receipt,
+            group=written.content,
+            rejected=written.rejected,
+            bytes=sum(part.bytes for part in parts),
+            spills=tuple(part.key for part in parts),
+            unread_columns=_unread_columns(parts, task),
+            evaluation=evaluation,
+        ),
         reused=sum(part.reused for part in parts),
-        unread_columns=_unread_columns(parts, task),
     )
 
 
-def count_usable(task: GroupTask, executor: Executor, on_bytes: OnBytes) -> NDArray[np.int64]:
-    """Return the number of usable records of each source in a group: int64 [sources].
+def write_evaluation(
+    task: GroupTask,
+    parents: Sequence[str],
+    found: Sequence[EvaluationPart],
+    executor: Executor,
+    progress: Progress,
+) -> GroupDone:
+    """Write the evaluation records of all groups as one group, unless it has a valid receipt.
 
-    The spills of the group are written, so that its second round does not tokenize again.
+    Args:
+        task: The group, without inputs.
+        parents: The receipts of the groups with evaluation records.
+        found: The evaluation records of these groups.
+        executor: The executor for the shards.
+        progress: The progress callback.
+
+    Raises:
+        SftprepError: As for `write_group`.
     """
-    parts = tokenize_group(task, executor, on_bytes)
-    return UsableSequences.find(parts, task).count_records(task)
-
-
-def hash_records(task: GroupTask, executor: Executor, on_bytes: OnBytes) -> None:
-    """Write the hashes of the records of a group, for the search for duplicates."""
-    parts = tokenize_group(task, executor, on_bytes)
-    table = SequenceTable.from_parts(parts, task)
-    path = hash_file(task.settings.work, task.number)
-    write_hashes(path, table.record, table.exact_hashes, table.near_hashes)
+    receipt = receipt_key(task, parents)
+    if (done := find_done(task, receipt)) is not None:
+        return done
+    parts, infos, recipe_keys = join_evaluation(found)
+    split = BuildSplit(True, parts, [info.accounting for info in infos])
+    written = write_group(task, split, infos, recipe_keys, receipt, executor, progress)
+    return finish_group(
+        task,
+        Receipt(
+            key=receipt,
+            group=written.content,
+            rejected=written.rejected,
+            bytes=0,
+            spills=(),
+            unread_columns=(),
+            evaluation=None,
+        ),
+        reused=0,
+    )
 
 
 # --- pass 1 ---------------------------------------------------------------------------------------
@@ -186,6 +226,7 @@ def _evaluation_part(split: BuildSplit, task: GroupTask) -> EvaluationPart:
             part.take_sequences(kept)
             for part, kept in zip(parts, np.split(is_taken, ends), strict=True)
         ]
+        parts = copy_held_out(parts, task.settings.work)
     infos = make_input_infos(split, task)
     return EvaluationPart(infos, tuple(parts), tuple(each.recipe_key for each in task.inputs))
 
@@ -193,26 +234,38 @@ def _evaluation_part(split: BuildSplit, task: GroupTask) -> EvaluationPart:
 # --- passes 2 and 3, and the file of the group ----------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenGroup:
+    """A group with its shards written.
+
+    Attributes:
+        content: The content of the file of the group.
+        rejected: The SHA-256 of its rejected records, in hex; "" without any.
+    """
+
+    content: str
+    rejected: str
+
+
 def write_group(
     task: GroupTask,
     split: BuildSplit,
     infos: tuple[InputInfo, ...],
     recipe_keys: tuple[str, ...],
+    receipt: str,
     executor: Executor,
     progress: Progress,
-) -> tuple[str, str]:
-    """Plan the packs of a group, and write its shards, its rejected records and its file.
+) -> WrittenGroup:
+    """Plan the packs of a group, and write its shards and its rejected records.
 
     Args:
         task: The group.
         split: Its sequences.
         infos: The entries of its inputs.
         recipe_keys: The key of the recipe of each input.
+        receipt: The key of its receipt.
         executor: The executor for the shards.
         progress: The progress callback.
-
-    Returns:
-        The key of the group, and the SHA-256 of its file.
 
     Raises:
         TooManyRejected: It has all records of the build, and too many of them were rejected.
@@ -224,11 +277,12 @@ def write_group(
     ledger = sum_ledgers(info.accounting for info in infos)
     records = _digest_records(task, split, recipe_keys)
     key = digest(_digest_config(task), records)[:16]
-    rejected = task.staging / rejected_path(key)
+    rejected = task.settings.work / raw_rejected_name(receipt)
     write_rejected(split.parts, split.duplicates, [info.path for info in infos], rejected)
     if task.is_only:
         check_rejected(ledger, [rejected], config)
         check_not_empty(ledger, infos, [rejected], config.format, evaluation=split.evaluation)
+    lengths = _count_lengths(task, split, infos)
     packs = write_packs(
         split,
         config,
@@ -237,11 +291,13 @@ def write_group(
         task.settings.work,
         executor,
         progress,
-        partial(check_group_size, infos),
+        partial(check_group_size, infos, lengths),
         seed=hash64(config.pack.seed, int(records[:16], 16)),
     )
-    group = _describe_group(task, split, infos, ledger, packs, key)
-    return key, _write_group_file(task.staging, group)
+    create_folder(task.staging / GROUP_FOLDER)
+    index_digest = write_index(task.staging, key, packs.index)
+    group = _describe_group(task, split, infos, ledger, packs, key, index_digest, lengths)
+    return WrittenGroup(group.to_json().decode(), digest_of_file(rejected))
 
 
 def _describe_group(
@@ -251,6 +307,8 @@ def _describe_group(
     ledger: Ledger,
     packs: WrittenPacks,
     key: str,
+    index_digest: str,
+    lengths: dict[str, Any],
 ) -> Group:
     limit = task.settings.limit
     return Group(
@@ -259,7 +317,7 @@ def _describe_group(
         max_length=limit.max_length,
         inputs=infos,
         accounting=ledger,
-        lengths=describe_lengths((part.whole_lengths for part in split.parts), limit),
+        **lengths,
         plan=_describe_plan(packs, ledger.sequences),
         template=count_rendering(part.counts for part in split.parts),
         max_id=packs.max_id,
@@ -268,15 +326,27 @@ def _describe_group(
         ),
         sftprep_version=__version__,
         format_version=FORMAT_VERSION,
+        index_digest=index_digest,
     )
 
 
-def _write_group_file(folder: Path, group: Group) -> str:
-    """Write the file of a group, and return its SHA-256 in hex."""
-    path, content = folder / group_path(group.key), group.to_json()
-    create_folder(path.parent)
-    write_bytes(path, content)
-    return sha256(content).hexdigest()
+def _count_lengths(
+    task: GroupTask, split: BuildSplit, infos: tuple[InputInfo, ...]
+) -> dict[str, Any]:
+    """Return the fields `lengths` and `source_lengths` of a group."""
+    counts: dict[str, list[NDArray[np.int64]]] = {}
+    for part in split.parts:
+        counts.setdefault(infos[part.partition.input].source, []).append(part.exact_lengths)
+    return {
+        "lengths": describe_lengths(
+            (part.whole_lengths for part in split.parts),
+            (part.exact_lengths for part in split.parts),
+            task.settings.limit,
+        ),
+        "source_lengths": {
+            name: sum_exact_lengths(of_source) for name, of_source in counts.items()
+        },
+    }
 
 
 def _digest_config(task: GroupTask) -> str:

@@ -13,6 +13,7 @@ from sftprep.config.build import BuildConfig, SourceEntry
 from sftprep.pipeline.passes.overlong import LengthLimit
 from sftprep.pipeline.passes.sequence_stats import StatsRequest
 from sftprep.pipeline.passes.tokenize_pass import PartitionResult
+from sftprep.pipeline.prepare.inputs import InputMark
 from sftprep.recipe import RecipeFile
 from sftprep.shards.group import InputInfo
 from sftprep.sources.partition import Source
@@ -29,6 +30,7 @@ class GroupInput:
         format: The format of its records.
         recipe: The recipe, in a file that workers read.
         recipe_key: The key of everything that depends on the recipe.
+        mark: What tells the file from a changed one.
     """
 
     number: int
@@ -37,6 +39,7 @@ class GroupInput:
     format: str
     recipe: RecipeFile
     recipe_key: str
+    mark: InputMark
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class GroupSettings:
         lane_block: The size in bytes of the blocks that are assigned to lanes; None if the build
             does not pack in windows.
         slice_bytes: The size of a slice.
+        root: The output folder.
         work: The folder of the spills.
         is_far: Whether the group runs on another machine than the build.
     """
@@ -61,6 +65,7 @@ class GroupSettings:
     stats: StatsRequest | None
     lane_block: int | None
     slice_bytes: int
+    root: Path
     work: Path
     is_far: bool = False
 
@@ -128,9 +133,10 @@ class EvaluationPart:
 
 @dataclass(frozen=True, slots=True)
 class GroupDone:
-    """The result of a group; its manifest is in the file that `key` names.
+    """The result of a group; the file of the group is in its receipt.
 
     Attributes:
+        receipt: The key of the receipt.
         key: The key of the group; "" for a group of evaluation records, which has no files.
         digest: The SHA-256 of its file.
         evaluation: Its evaluation records, if there are any.
@@ -139,6 +145,7 @@ class GroupDone:
         unread_columns: Of each input, the columns with content that the format does not read.
     """
 
+    receipt: str
     key: str
     digest: str
     evaluation: EvaluationPart | None

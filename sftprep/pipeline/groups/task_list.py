@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sftprep.config.build import BuildConfig, SourceConfig
 from sftprep.config.passed_functions import PassedFunction
-from sftprep.config.validation import is_url
 from sftprep.errors import ConfigError, setting
 from sftprep.pipeline.groups.selection import request_stats
 from sftprep.pipeline.groups.task import GroupInput, GroupSettings, GroupTask
 from sftprep.pipeline.passes.plan_pass import lane_block
+from sftprep.pipeline.prepare.inputs import absolute_path
 from sftprep.pipeline.prepare.setup import Setup
 from sftprep.recipe import RecipeFile
 from sftprep.sources.groups import GroupMember, cut_groups, slice_bytes
@@ -35,13 +34,7 @@ def make_tasks(
         ConfigError: The build must be one group, and the groups run on other machines.
         InputUnreadable: A table cannot be read.
     """
-    reasons = _one_group_reasons(setup, config)
-    if is_far and reasons:
-        raise ConfigError(
-            f"{' and '.join(reasons)} cannot be used on several machines: all records are read in"
-            " order",
-            remedy=[f"use {setting('executor', 'local')}", f"leave out {reasons[0]}"],
-        )
+    check_groups(setup, config, is_far=is_far)
     sources = [each.source for each in setup.inputs]
     # The settings without the names of the inputs, of which there may be a million.
     evaluation = dataclasses.replace(config.evaluation, eval_input=())
@@ -52,10 +45,11 @@ def make_tasks(
         stats=request_stats(config, setup.entries),
         lane_block=lane_block(config, sources),
         slice_bytes=slice_bytes(config.output.group_bytes),
+        root=work.parent,
         work=work,
         is_far=is_far,
     )
-    group_bytes = None if reasons else config.output.group_bytes
+    group_bytes = None if _one_group_reasons(setup, config) else config.output.group_bytes
     groups = [*_groups(setup, group_bytes, evaluation=False)]
     tasks = [(members, False) for members in groups]
     tasks += [(members, True) for members in _groups(setup, group_bytes, evaluation=True)]
@@ -71,6 +65,30 @@ def make_tasks(
         )
         for number, (members, is_evaluation) in enumerate(tasks)
     ]
+
+
+def check_groups(setup: Setup, config: BuildConfig, *, is_far: bool) -> None:
+    """Check that a build can have several groups, if it runs on several machines.
+
+    Args:
+        setup: The setup of the build.
+        config: Its settings.
+        is_far: Whether the groups run on other machines.
+
+    Raises:
+        ConfigError: It must be one group.
+    """
+    reasons = _one_group_reasons(setup, config)
+    if not reasons or not (is_far or config.output.part):
+        return
+    local = f"use {setting('executor', 'local')}"
+    if config.output.part:
+        local = f"leave out {setting('part', config.output.part)}"
+    raise ConfigError(
+        f"{' and '.join(reasons)} cannot be used on several machines: all records are read in"
+        " order",
+        remedy=[local, f"leave out {reasons[0]}"],
+    )
 
 
 def _groups(
@@ -119,8 +137,8 @@ def _group_input(
     is_far: bool,
 ) -> GroupInput:
     source, number = member.source, member.input
-    if is_far and not is_url(source.file):
-        source = dataclasses.replace(source, path=os.path.abspath(source.file))
+    if is_far:
+        source = dataclasses.replace(source, path=absolute_path(source))
     recipe = setup.recipe_of[number]
     return GroupInput(
         number=number,
@@ -129,4 +147,5 @@ def _group_input(
         format=setup.formats[number],
         recipe=recipes[recipe],
         recipe_key=keys[recipe],
+        mark=setup.inputs[number].mark,
     )

@@ -33,6 +33,7 @@ from sftprep.shards.layout import (
     WORK_FOLDER,
     group_path,
     has_work_folder,
+    index_path,
     is_build_folder,
     is_file,
     is_folder,
@@ -44,8 +45,9 @@ from sftprep.shards.ownership import committed_names, is_final_file, is_work_fil
 from sftprep.shards.schema import SHARD_PATTERN
 
 FINAL_NAME = re.compile(
-    rf"(eval/)?(manifest\.json|{SHARD_FOLDER}/{SHARD_PATTERN}|{GROUP_FOLDER}/{KEY_PATTERN}\.json"
-    rf"|{REJECTED_FOLDER}/{KEY_PATTERN}\.jsonl)|eval/{EVAL_MANIFEST_PATTERN}"
+    rf"(eval/)?(manifest\.json|{SHARD_FOLDER}/{SHARD_PATTERN}"
+    rf"|{GROUP_FOLDER}/{KEY_PATTERN}\.(json|index)|{REJECTED_FOLDER}/{KEY_PATTERN}\.jsonl)"
+    rf"|eval/{EVAL_MANIFEST_PATTERN}"
 )
 """Paths in the output folder to which a commit moves files."""
 _OLD_REJECTED_NAME = "rejected.jsonl"
@@ -103,15 +105,30 @@ def check_contents(root: Path, *, overwrite: bool) -> set[str]:
     if user_paths:
         raise user_files_error(root, user_paths, problem)
     if manifest is not None and not overwrite:
-        inputs = ", ".join(info.path for info in manifest.inputs[:3])
-        raise OutputExists(
-            f"{root} holds a finished build of {manifest.rows:,} packs from {inputs}",
-            remedy=[
-                f"replace it with {setting('overwrite', True)}",
-                f"choose another {setting('output')} folder",
-            ],
-        )
+        raise _finished_build_error(root, manifest)
     return final_paths & found.keys()
+
+
+def check_not_finished(root: Path) -> None:
+    """Check that an output folder has no finished build.
+
+    Raises:
+        OutputExists: It has one.
+    """
+    manifest, _ = _read_manifest_in(root)
+    if manifest is not None:
+        raise _finished_build_error(root, manifest)
+
+
+def _finished_build_error(root: Path, manifest: Manifest) -> OutputExists:
+    inputs = ", ".join(info.path for info in manifest.inputs[:3])
+    return OutputExists(
+        f"{root} holds a finished build of {manifest.rows:,} packs from {inputs}",
+        remedy=[
+            f"replace it with {setting('overwrite', True)}",
+            f"choose another {setting('output')} folder",
+        ],
+    )
 
 
 def user_files_error(root: Path, names: list[str], problem: str = "") -> OutputExists:
@@ -237,7 +254,7 @@ def _add_paths(
     for number, entry in enumerate(manifest.groups):
         shards = f"{prefix}{SHARD_FOLDER}/{entry.key}"
         if manifest.has_slices:
-            listed.add(prefix + group_path(entry.key))
+            listed |= {prefix + group_path(entry.key), prefix + index_path(entry.key)}
             to_examine.add(prefix + rejected_path(entry.key))
         else:
             to_examine.add(_OLD_REJECTED_NAME)

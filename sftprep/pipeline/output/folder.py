@@ -40,6 +40,7 @@ from sftprep.shards.layout import (
     BUILD_FOLDERS,
     COMMIT_NAME,
     EVAL_FOLDER,
+    IDENTITY_NAME,
     LOCK_NAME,
     MANIFEST_NAME,
     MARKER_NAME,
@@ -49,6 +50,7 @@ from sftprep.shards.layout import (
     WORK_FOLDER,
     group_path,
     has_work_folder,
+    index_path,
     is_file,
     is_folder,
     is_work_folder_created,
@@ -64,7 +66,9 @@ _HELD_NAMES = {MARKER_NAME, LOCK_NAME}
 """Names in the work folder that stay while a build holds it."""
 _REUSABLE_NAME = re.compile(rf"{SPILL_PATTERN}|{RECIPE_PATTERN}")
 """Paths in the work folder that `keep_spill` keeps in addition."""
-_USELESS_NAME = re.compile(rf"{'|'.join(map(re.escape, _HELD_NAMES))}|{RECIPE_PATTERN}")
+_USELESS_NAME = re.compile(
+    rf"{'|'.join(map(re.escape, (*_HELD_NAMES, IDENTITY_NAME)))}|{RECIPE_PATTERN}"
+)
 """Paths in the work folder that save no work unless there is a spill."""
 
 
@@ -112,6 +116,8 @@ class OutputFolder:
             self._check_unchanged()
             staged = self.stage(manifest, evaluation)
             names = {name for _, name in staged}
+            # Shards of groups that have not changed stay where the previous build put them.
+            staged = [(path, name) for path, name in staged if not self._is_in_place(path, name)]
             # Found before the first move, so that the commit is not left half done.
             _check_writable(self.root, names | self.previous)
             commit_content = commit_bytes(sorted(names | self.previous))
@@ -127,6 +133,9 @@ class OutputFolder:
     def clean(self, *, keep_spill: bool) -> None:
         """Remove the files of this build from the work folder, apart from spills to keep."""
         _clean_work_folder(self.work, keep_spill=keep_spill)
+
+    def _is_in_place(self, path: Path, name: str) -> bool:
+        return name in self.previous and not path.exists() and (self.root / name).exists()
 
     def _check_unchanged(self) -> None:
         """Check that no other program put files into the folder while the build ran."""
@@ -161,7 +170,7 @@ def _staged_files(work: Path, prefix: str, manifest: Manifest) -> list[tuple[Pat
     """
     names = [f"{SHARD_FOLDER}/{shard.name}" for shard in manifest.shards]
     names += [rejected_path(entry.key) for entry in manifest.groups if entry.rejected]
-    names += [group_path(entry.key) for entry in manifest.groups]
+    names += [path(entry.key) for path in (index_path, group_path) for entry in manifest.groups]
     return [(work / f"{prefix}{name}", f"{prefix}{name}") for name in names]
 
 
@@ -179,17 +188,17 @@ def claim_output(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
         OutputBusy: Another build holds the folder.
         StorageError: The folder cannot be written.
     """
-    with _created_folders(root):
+    with created_folders(root):
         with storage_errors(root):
             if not has_work_folder(root):
                 check_contents(root, overwrite=overwrite)
-                _create_work_folder(root)
+                create_work_folder(root)
         with _hold_folder(root, overwrite=overwrite) as output:
             yield output
 
 
 @contextmanager
-def _created_folders(root: Path) -> Iterator[None]:
+def created_folders(root: Path) -> Iterator[None]:
     """Create the output folder while the block runs.
 
     At the end, the folder and its parents are removed if this build created them and they are
@@ -221,7 +230,7 @@ def _hold_folder(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
             # Checked again, because another build may have ended since the first check.
             previous = check_contents(root, overwrite=overwrite)
             if not has_work_folder(root):
-                _create_work_folder(root)
+                create_work_folder(root)
             marker = os.lstat(work / MARKER_NAME)
             is_created = is_work_folder_created(work)
             _remove_abandoned_parents(root)
@@ -242,7 +251,7 @@ def _hold_folder(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
 # --- the work folder ------------------------------------------------------------------------------
 
 
-def _create_work_folder(root: Path) -> None:
+def create_work_folder(root: Path) -> None:
     """Create and mark the work folder.
 
     It is created in a temporary parent and moved, so that it has its marker from the start: after a
@@ -271,7 +280,7 @@ def _create_work_folder(root: Path) -> None:
 def _remove_work_folder(root: Path) -> None:
     """Remove a work folder of a build, with its marker and lock.
 
-    It is moved to a temporary parent first, for the same reason as in `_create_work_folder`.
+    It is moved to a temporary parent first, for the same reason as in `create_work_folder`.
     """
     parent = root / temporary_name(WORK_FOLDER)
     with suppress(OSError):  # a folder that cannot be removed stays marked, for the next build

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from sftprep.config.build import BuildConfig, SourceEntry
+from sftprep.config.build import BuildConfig
 from sftprep.core.atomic_write import write_file
 from sftprep.core.hashing import digest
 from sftprep.pipeline.passes.sequence_stats import sum_lengths
 from sftprep.pipeline.prepare.manifest_fields import (
     describe_rendering,
+    digest_templates,
     manifest_facts,
     manifest_settings,
 )
 from sftprep.pipeline.prepare.setup import Setup
 from sftprep.recipe import describe_functions
 from sftprep.shards.group import Group, GroupEntry, read_group
-from sftprep.shards.layout import rejected_path
+from sftprep.shards.layout import EVAL_FOLDER, rejected_path
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import Manifest, SourceInfo
 from sftprep.version import __version__
@@ -53,9 +54,9 @@ def make_manifest(
     """
     recipe = setup.recipe
     names = [each.source.name for each in setup.inputs if each.evaluation == evaluation]
-    totals = _Totals(setup.entries)
+    totals = Totals({source.name: source.weight for source in setup.entries})
     for key, file_digest in groups:
-        totals.add(read_group(staging, key, file_digest), file_digest, staging)
+        totals.add_new(read_group(staging, key, file_digest), file_digest, staging)
     facts = manifest_facts(recipe, setup.encoder)
     return Manifest(
         config={
@@ -67,9 +68,9 @@ def make_manifest(
         tokenizer={**facts["tokenizer"], "max_id": totals.max_id},
         chat_template=facts["chat_template"],
         encoder=facts["encoder"],
-        template=describe_rendering(recipe, totals.template),
+        template=describe_rendering(digest_templates(recipe), totals.template),
         accounting=Ledger.from_counts(totals.counts),
-        plan=totals.describe_plan(config, setup.limit.max_length),
+        plan=totals.describe_plan(config.pack.packing, config.pack.seed, setup.limit.max_length),
         max_length=setup.limit.max_length,
         rows=totals.packs,
         tokens=totals.tokens,
@@ -86,6 +87,16 @@ def make_manifest(
     )
 
 
+def link_evaluation(manifest: Manifest, evaluation: Manifest | None) -> Manifest:
+    """Return the manifest of a build with a link to that of its evaluation records."""
+    if evaluation is None:
+        return manifest
+    # `sftprep verify` finds by this digest whether the two builds belong together.
+    found = evaluation.digest
+    link = {"folder": EVAL_FOLDER, "manifest": f"manifest-{found[:16]}.json", "digest": found}
+    return dataclasses.replace(manifest, eval=link)
+
+
 def _digest_config(config: BuildConfig, setup: Setup) -> str:
     return digest(
         [each.digest for each in setup.recipes],
@@ -97,10 +108,15 @@ def _digest_config(config: BuildConfig, setup: Setup) -> str:
     )
 
 
-class _Totals:
+class Totals:
     """The sums over the groups of a build."""
 
-    def __init__(self, sources: Sequence[SourceEntry]) -> None:
+    def __init__(self, weights: Mapping[str, float | None]) -> None:
+        """Start with no group.
+
+        Args:
+            weights: The weight of each source, by its name, in order.
+        """
         self.entries: list[GroupEntry] = []
         self.counts: Counter[str] = Counter()  # of the ledger
         self.template: Counter[str] = Counter()
@@ -108,11 +124,11 @@ class _Totals:
         self.packs = self.tokens = self.trained_tokens = self.cuts = 0
         self.max_id = -1
         self.shards = sha256()  # of the digests of all shards
-        self._sources = {source.name: (source, Counter[str]()) for source in sources}
+        self._sources = {name: (weight, Counter[str]()) for name, weight in weights.items()}
         self._last_lines = 0  # of the last input
 
-    def add(self, group: Group, file_digest: str, staging: Path) -> None:
-        """Add a group, after those before it."""
+    def add_new(self, group: Group, file_digest: str, staging: Path) -> None:
+        """Add a group that was built, after those before it."""
         # The first input of a group may continue the last one of the group before it.
         first = group.inputs[0] if group.inputs else None
         lines_before = self._last_lines if first is not None and first.start else 0
@@ -120,9 +136,14 @@ class _Totals:
             last = group.inputs[-1]
             self._last_lines = last.lines + (lines_before if last is first else 0)
         rejected = _finish_rejected(staging / rejected_path(group.key), lines_before)
-        self.entries.append(
-            GroupEntry.of(group, file_digest, lines_before=lines_before, rejected=rejected)
+        self.add(
+            group,
+            GroupEntry.of(group, file_digest, lines_before=lines_before, rejected=rejected),
         )
+
+    def add(self, group: Group, entry: GroupEntry) -> None:
+        """Add a group with its entry, after those before it."""
+        self.entries.append(entry)
         self.counts.update(group.accounting.to_counts())
         self.template.update(group.template)
         self.lengths = sum_lengths(self.lengths, group.lengths)
@@ -136,14 +157,14 @@ class _Totals:
         for info in group.inputs:
             self._sources[info.source][1].update(info.accounting.to_counts())
 
-    def describe_plan(self, config: BuildConfig, capacity: int) -> dict[str, Any]:
+    def describe_plan(self, strategy: str, seed: int, capacity: int) -> dict[str, Any]:
         """Return the field `plan` of the manifest."""
         fill = self.tokens / (self.packs * capacity) if self.packs else 1.0
         return {
-            "strategy": config.pack.packing,
+            "strategy": strategy,
             "packs": self.packs,
             "fill": round(fill, 6),
-            "seed": config.pack.seed,
+            "seed": seed,
             "cuts": self.cuts,
         }
 
@@ -152,13 +173,13 @@ class _Totals:
         return tuple(
             SourceInfo(
                 name=name,
-                weight=source.weight,
+                weight=weight,
                 records=counts["records"],
                 sequences=counts["sequences"],
                 tokens=counts["tokens"],
                 trained_tokens=counts["trained_tokens"],
             )
-            for name, (source, counts) in self._sources.items()
+            for name, (weight, counts) in self._sources.items()
             if counts["lines"]
         )
 

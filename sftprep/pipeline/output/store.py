@@ -34,6 +34,7 @@ from sftprep.shards.layout import (
     MANIFEST_NAME,
     SHARD_FOLDER,
     group_path,
+    index_path,
     rejected_path,
 )
 from sftprep.shards.manifest import Manifest, parse_manifest, read_manifest
@@ -267,7 +268,7 @@ def build_names(prefix: str, manifest: Manifest, *, skip_damaged: bool = False) 
             continue
         names |= {f"{prefix}{SHARD_FOLDER}/{shard.name}" for shard in shards}
         if manifest.has_slices:
-            names.add(prefix + group_path(entry.key))
+            names |= {prefix + group_path(entry.key), prefix + index_path(entry.key)}
         if entry.rejected:
             names.add(prefix + rejected_path(entry.key))
     return names

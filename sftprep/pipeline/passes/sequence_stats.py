@@ -7,6 +7,7 @@ The selection needs some of them; the histogram of the lengths before the cut is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +20,7 @@ from sftprep.core.hashing import hash64_array
 from sftprep.core.mask_arrays import TargetRuns
 from sftprep.pipeline.passes.overlong import LengthLimit, Sequences
 from sftprep.pipeline.passes.spill import Spill
+from sftprep.shards.manifest_size import MOST_EXACT_LENGTHS
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,31 @@ def count_lengths(
     return np.stack([by_length, tokens, _count_by_bin(bounds, firsts, lasts)])
 
 
+def count_exact_lengths(sequences: Sequences, limit: LengthLimit) -> NDArray[np.int64]:
+    """Return how many whole sequences have each length up to the limit: int64 [longest + 1].
+
+    Lengths above `MOST_EXACT_LENGTHS` are not counted.
+
+    Example:
+        Sequences of 2, 2 and 9 tokens, and a limit of 4  ->  [0, 0, 2]
+    """
+    lengths = np.diff(sequences.offsets)
+    return np.bincount(lengths[lengths <= min(limit.max_length, MOST_EXACT_LENGTHS)])
+
+
+def sum_exact_lengths(counts: Iterable[NDArray[np.int64]]) -> dict[str, list[int]]:
+    """Return the sum of results of `count_exact_lengths`, for the file of a group.
+
+    The lengths that no sequence has are omitted.
+    """
+    found = [*counts]
+    total = np.zeros(max(map(len, found), default=0), np.int64)
+    for each in found:
+        total[: len(each)] += each
+    lengths = np.flatnonzero(total)
+    return {"lengths": lengths.tolist(), "sequences": total[lengths].tolist()}
+
+
 def _count_by_bin(
     bounds: NDArray[np.int64], firsts: NDArray[np.int64], lasts: NDArray[np.int64]
 ) -> NDArray[np.int64]:
@@ -170,8 +197,18 @@ def _count_by_bin(
     return np.diff(bounds * open_ranges - sums, prepend=0)
 
 
-def describe_lengths(histograms: Iterable[NDArray[np.int64]], limit: LengthLimit) -> dict[str, Any]:
-    """Return the sum of histograms of `count_lengths`, for the manifest."""
+def describe_lengths(
+    histograms: Iterable[NDArray[np.int64]],
+    exact: Iterable[NDArray[np.int64]],
+    limit: LengthLimit,
+) -> dict[str, Any]:
+    """Return the sums of histograms, for the manifest.
+
+    Args:
+        histograms: Results of `count_lengths`.
+        exact: Results of `count_exact_lengths`.
+        limit: The limit of both.
+    """
     bounds = length_bounds(limit)
     total = np.zeros((3, len(bounds)), np.int64)
     for histogram in histograms:
@@ -181,6 +218,7 @@ def describe_lengths(histograms: Iterable[NDArray[np.int64]], limit: LengthLimit
         "model_limit": limit.model_limit,
         "up_to": bounds[is_filled].tolist(),
         **{name: row[is_filled].tolist() for name, row in zip(_LENGTH_COUNTS, total, strict=True)},
+        "exact": sum_exact_lengths(exact),
     }
 
 
@@ -196,4 +234,12 @@ def sum_lengths(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
             for bound, number in zip(lengths["up_to"], lengths[name], strict=True):
                 sums[bound] += number
         total[name] = [*sums.values()]
+    total["exact"] = _sum_exact(left["exact"], right["exact"])
     return total
+
+
+def _sum_exact(left: dict[str, list[int]], right: dict[str, list[int]]) -> dict[str, list[int]]:
+    counts = Counter(dict(zip(left["lengths"], left["sequences"], strict=True)))
+    counts.update(dict(zip(right["lengths"], right["sequences"], strict=True)))
+    lengths = sorted(counts)
+    return {"lengths": lengths, "sequences": [counts[length] for length in lengths]}

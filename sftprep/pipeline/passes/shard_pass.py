@@ -26,6 +26,7 @@ from sftprep.pipeline.executors.base import Executor, map_checked
 from sftprep.pipeline.passes.plan_pass import plan_packs
 from sftprep.pipeline.passes.spill import map_spill, spill_path
 from sftprep.shards.group import ShardInfo
+from sftprep.shards.pack_index import PackIndex
 from sftprep.shards.schema import ORIGIN_BITS
 from sftprep.shards.writer import ShardRows, write_shard
 
@@ -49,12 +50,14 @@ class WrittenPacks:
         order: int64 [packs]; the numbers of the packs in the order in which they are stored.
         shards: The shards.
         max_id: The highest token id; None without a token.
+        index: The sizes of the packs, in the order in which they are stored.
     """
 
     plan: PackPlan
     order: NDArray[np.int64]
     shards: tuple[ShardInfo, ...]
     max_id: int | None
+    index: PackIndex
 
 
 def write_packs(
@@ -88,7 +91,7 @@ def write_packs(
     """
     plan = plan_packs(split.parts, config, max_length, split.take)
     if not plan.num_bins:
-        return WrittenPacks(plan, np.arange(0), (), max_id=None)
+        return WrittenPacks(plan, np.arange(0), (), None, PackIndex.concatenate([]))
     if config.pack.order == "keep":
         order = np.arange(plan.num_bins)
     else:
@@ -101,8 +104,14 @@ def write_packs(
     for shard in map_checked(executor, write_one_shard, tasks):
         shards[shard.index] = shard
         progress("write", len(shards), len(tasks))
-    infos = tuple(shards[index].info for index in range(len(shards)))
-    return WrittenPacks(plan, order, infos, max(shard.max_id for shard in shards.values()))
+    written = [shards[number] for number in range(len(shards))]
+    return WrittenPacks(
+        plan,
+        order,
+        shards=tuple(shard.info for shard in written),
+        max_id=max(shard.max_id for shard in written),
+        index=PackIndex.concatenate(shard.packs for shard in written),
+    )
 
 
 class _ShardTasks:
@@ -156,8 +165,8 @@ class _ShardTasks:
 
     def _member_flags(
         self, split: BuildSplit, members: NDArray[np.int64], lengths: NDArray[np.int32]
-    ) -> NDArray[np.uint8] | None:
-        """Return the flags of the members of the plan: uint8 [members], or None if all are 0.
+    ) -> NDArray[np.uint8]:
+        """Return the flags of the members of the plan: uint8 [members].
 
         Args:
             split: The split.
@@ -176,7 +185,7 @@ class _ShardTasks:
             is_repeated = np.ones(len(split.take), np.bool_)
             is_repeated[np.unique(split.take, return_index=True)[1]] = False
             flags[is_repeated[members]] |= np.uint8(Flag.REPEATED)
-        return flags if flags.any() else None
+        return flags
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -203,7 +212,7 @@ class _ShardTasks:
                 starts=None if self._starts is None else self._starts[begin:end],
                 # In all shards or in none, so that they can be read as one table.
                 loss_weights=self._has_weights,
-                flags=None if self._flags is None else self._flags[begin:end],
+                flags=self._flags[begin:end],
             )
 
 
@@ -270,9 +279,9 @@ class ShardTask:
         pack_offsets: int64 [packs + 1]; the first sequence of each pack.
         max_length: The capacity of a pack, in tokens.
         position_ids: Whether to store position ids.
+        flags: uint8 [sequences]; the flags of each sequence.
         starts: int64 [sequences]; the first token of each sequence in its row; None if all are 0.
         loss_weights: Whether the build has the column of loss weights.
-        flags: uint8 [sequences]; the flags of each sequence; None if the build has none.
     """
 
     index: int
@@ -285,9 +294,9 @@ class ShardTask:
     pack_offsets: NDArray[np.int64]
     max_length: int
     position_ids: bool
+    flags: NDArray[np.uint8]
     starts: NDArray[np.int64] | None = None
     loss_weights: bool = False
-    flags: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +306,7 @@ class _WrittenShard:
     index: int
     info: ShardInfo
     max_id: int  # the highest token id in it
+    packs: PackIndex
 
 
 def write_one_shard(task: ShardTask) -> _WrittenShard:
@@ -345,8 +355,8 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
         task.seq_lengths,
         origin,
         task.pack_offsets,
-        None if weights is None else Ragged(weights, offsets).take(position_of).values,
         task.flags,
+        None if weights is None else Ragged(weights, offsets).take(position_of).values,
     )
     info = write_shard(
         task.shard_folder,
@@ -355,7 +365,8 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
         max_length=task.max_length,
         position_ids=task.position_ids,
     )
-    return _WrittenShard(task.index, info, int(ids.max()))
+    index = PackIndex.of(shard.completion_mask, shard.seq_lengths, shard.pack_offsets)
+    return _WrittenShard(task.index, info, int(ids.max()), index)
 
 
 class _ColumnRanges(NamedTuple):

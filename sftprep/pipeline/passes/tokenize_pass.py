@@ -28,6 +28,7 @@ from sftprep.pipeline.passes.sequence_stats import (
     SequenceStats,
     StatsRequest,
     collect_stats,
+    count_exact_lengths,
     count_lengths,
 )
 from sftprep.pipeline.passes.spill import Spill, map_spill, read_spill, spill_path, write_spill
@@ -90,6 +91,7 @@ class PartitionResult:
         rows: int32 [sequences]; the row of each sequence in the spill; None for 0, 1, 2 ...
         starts: int32 [sequences]; its first token in that row; None if all are 0.
         whole_lengths: The histogram of the lengths before the cut: see `count_lengths`.
+        exact_lengths: The counts of the lengths before the cut: see `count_exact_lengths`.
         counts: The counts, by name.
         rejected: The rejected records, in the order of their lines.
         reused: Whether the spill existed already.
@@ -111,6 +113,7 @@ class PartitionResult:
     rows: NDArray[np.int32] | None
     starts: NDArray[np.int32] | None
     whole_lengths: NDArray[np.int64]
+    exact_lengths: NDArray[np.int64]
     counts: dict[str, int]
     rejected: list[Rejected]
     reused: bool
@@ -251,6 +254,7 @@ def _cut_sequences(
         rows=None if is_every_row else rows.astype(np.int32),
         starts=starts.astype(np.int32) if starts.any() else None,
         whole_lengths=count_lengths(spill, targets, task.limit),
+        exact_lengths=count_exact_lengths(spill, task.limit),
         counts=fitted.counts,
         rejected=fitted.rejected,
         reused=reused,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sftprep.config.build import BuildConfig, SourceEntry
+from sftprep.config.validation import is_url
 from sftprep.errors import ConfigError, InputChanged, InputUnreadable, setting
 from sftprep.sources.discovery.files import reject_duplicates
 from sftprep.sources.discovery.inputs import files_of_input
@@ -17,6 +19,10 @@ from sftprep.stores.folder import Mark, marks_of
 
 Stamp = tuple[int, int, int, int] | Mark
 """Size, modification time, change time and inode of a file; for an object in a store, its mark."""
+
+InputMark = tuple[int, int] | Mark | str
+"""What is recorded of an input between builds: size and modification time of a file, or the mark of
+an object in a store. Data in memory has a random mark, which no other build knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,13 @@ class Input:
     entry: int
     stamp: Stamp | None
     evaluation: bool = False
+
+    @property
+    def mark(self) -> InputMark:
+        """The mark of the file, or another one each time for data in memory."""
+        if self.stamp is None:
+            return secrets.token_hex(16)
+        return self.stamp if isinstance(self.stamp, Mark) else self.stamp[:2]
 
 
 def find_inputs(
@@ -157,23 +170,37 @@ def _with_read_settings(source: Source, config: BuildConfig, number: int) -> Sou
     )
 
 
+def absolute_path(source: Source) -> str:
+    """Return the path of a file from the root folder, or the URL of an object in a store."""
+    return source.file if is_url(source.file) else os.path.abspath(source.file)
+
+
 def check_unchanged(inputs: Iterable[Input]) -> None:
     """Raise InputChanged if an input file changed since the setup."""
-    inputs = [each for each in inputs if each.stamp is not None]
-    marks = marks_of(each.source.file for each in inputs if isinstance(each.stamp, Mark))
-    for each in inputs:
+    _check_stamps([(each.source, each.stamp) for each in inputs if each.stamp is not None])
+
+
+def check_files_unchanged(files: Iterable[tuple[Source, InputMark]]) -> None:
+    """Raise InputChanged if one of the files has another mark."""
+    _check_stamps([(source, mark) for source, mark in files if not isinstance(mark, str)])
+
+
+def _check_stamps(files: Sequence[tuple[Source, Stamp | tuple[int, int]]]) -> None:
+    """Raise InputChanged if the stamp of a file does not start with the expected numbers."""
+    marks = marks_of(source.file for source, expected in files if isinstance(expected, Mark))
+    for source, expected in files:
         try:
-            if isinstance(each.stamp, Mark):
-                is_unchanged = marks.get(each.source.file) == each.stamp
+            if isinstance(expected, Mark):
+                is_unchanged = marks.get(source.file) == expected
             else:
-                is_unchanged = stamp(each.source.file) == each.stamp
+                is_unchanged = stamp(source.file)[: len(expected)] == expected
         except InputUnreadable as error:
             raise InputChanged(
-                f"{each.source.name} was removed or replaced while the build ran",
+                f"{source.name} was removed or replaced while the build ran",
                 remedy="put the file back or omit it, and run the build again",
             ) from error
         if not is_unchanged:
             raise InputChanged(
-                f"{each.source.name} changed while the build ran",
+                f"{source.name} changed while the build ran",
                 remedy="run the build again when no process writes to the file",
             )

@@ -15,7 +15,7 @@ _REASON_PREFIX = "masks.because."
 _NOT_STORED = (
     *("output", "workers", "executor", "ray_address", "overwrite", "keep_spill"),
     "scratch",
-    *("on_bad_record", "max_rejected"),
+    *("on_bad_record", "max_rejected", "part"),
 )
 """Settings that do not change a byte of the shards: the same build made elsewhere, or in another
 way, has the same manifest."""
@@ -64,17 +64,25 @@ def count_rendering(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return dict(total)
 
 
-def describe_rendering(recipe: Recipe, total: Mapping[str, int]) -> dict[str, Any]:
+def digest_templates(recipe: Recipe) -> dict[str, str]:
+    """Return the digests of the chat templates, for the manifest; {} without a template."""
+    if recipe.chat_template is None:
+        return {}
+    tools = {"tool_digest": digest(recipe.tool_template)} if recipe.tool_template else {}
+    return {"digest": digest(recipe.chat_template), **tools}
+
+
+def describe_rendering(digests: Mapping[str, str], total: Mapping[str, int]) -> dict[str, Any]:
     """Return how the conversations were rendered and masked, for the manifest.
 
     It has the number of conversations for each backend (compiled pieces or Jinja), the number of
     masks for each path (token ids or characters), and the reasons for the slower path.
 
     Args:
-        recipe: The recipe.
+        digests: The result of `digest_templates`.
         total: The sum of the results of `count_rendering`.
     """
-    if recipe.chat_template is None:
+    if not digests:
         return {}
     renders = {backend: total.get(f"template.{backend}", 0) for backend in ("pieces", "jinja")}
     backends = [backend for backend, number in renders.items() if number]
@@ -84,8 +92,7 @@ def describe_rendering(recipe: Recipe, total: Mapping[str, int]) -> dict[str, An
         if name.startswith(_REASON_PREFIX)
     }
     return {
-        "digest": digest(recipe.chat_template),
-        **({"tool_digest": digest(recipe.tool_template)} if recipe.tool_template else {}),
+        **digests,
         "way": "mixed" if len(backends) > 1 else "".join(backends) or "none",
         "renders": renders,
         "masks": {

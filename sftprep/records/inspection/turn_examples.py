@@ -31,7 +31,7 @@ _CALL, _RESULT = "function_call", "function_call_output"
 def roles_of(value: Any, options: RecordOptions) -> set[str]:
     """Return the roles of turns; none if they cannot be read.
 
-    A system that speaks after the user, and in the place of the assistant, is a speaker whose role
+    A system that speaks after the user, and instead of the assistant, is a speaker whose role
     is not known, as in task-oriented dialogues.
     """
     try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json as json_module
 from datetime import timedelta
 
+from sftprep.cli.app import app
+from sftprep.cli.console import print_json
 from sftprep.errors import format_count
-from sftprep.pipeline.output.garbage import collect_garbage
 
 
+@app.command
 def gc(
     url: str,
     *,
@@ -34,11 +35,13 @@ def gc(
     debug
         Show a traceback with errors.
     """
+    from sftprep.pipeline.output.garbage import collect_garbage
+
     removed = collect_garbage(url, older_than, dry_run=dry_run)
     size = sum(file.mark.size for file in removed)
     if json:
         names = [file.url for file in removed]
-        print(json_module.dumps({"removed": names, "bytes": size, "dry_run": dry_run}, indent=1))
+        print_json({"removed": names, "bytes": size, "dry_run": dry_run})
         return 0
     if dry_run:
         print("\n".join(file.url for file in removed))

@@ -1,0 +1,3 @@
+"""The `sftprep` command."""
+
+from sftprep.cli.entry import main as main

@@ -1,0 +1,27 @@
+"""The command-line application, to which the modules of this package add commands."""
+
+from __future__ import annotations
+
+from cyclopts import App
+
+from sftprep.version import __version__
+
+app = App(
+    name="sftprep",
+    version=__version__,
+    help="""Prepare data for fine-tuning: turn conversations into packed, tokenized shards.
+
+    Build shards, look at one pack, and check all of them:
+
+        sftprep build chats.jsonl --tokenizer Qwen/Qwen3-8B --output shards
+        sftprep inspect shards --row 0
+        sftprep verify shards
+
+    `sftprep build --help` explains the formats and settings.
+
+    Exit codes: 0 ok; 1 a check failed; 2 usage error or invalid input; 3 environment (disk,
+    permission, lock).
+    """,
+    # Reflows the paragraphs of the help texts to the width of the terminal.
+    help_format="markdown",
+)

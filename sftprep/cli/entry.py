@@ -1,0 +1,109 @@
+"""The entry point of the command: parsing of arguments, and exit codes."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import get_args
+
+from cyclopts import App, ArgumentCollection
+from cyclopts.config import Dict
+
+# These modules add their commands to the application.
+import sftprep.cli.build
+import sftprep.cli.finished
+import sftprep.cli.garbage  # noqa: F401
+from sftprep.cli.app import app
+from sftprep.config.build import read_config_file
+from sftprep.errors import (
+    ConfigError,
+    FlagNames,
+    SftprepError,
+    escape_control,
+    setting,
+    settings_shown_as,
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line, and exit with its exit code.
+
+    Args:
+        arguments: The arguments; those of the process by default.
+    """
+    tokens = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in tokens
+    try:
+        app.config = (*_config_from_file(tokens), _reject_fractions)
+        with settings_shown_as(FlagNames()):
+            code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.exit(code if isinstance(code, int) else 0)
+    except SftprepError as error:
+        _fail(error, error, error.exit_code, debug=debug)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to resume", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        # Settings are validated when their dataclass is made, which the parser does: it wraps the
+        # error.
+        inner = error.__cause__ or error.__context__
+        if isinstance(inner, SftprepError):
+            _fail(inner, error, inner.exit_code, debug=debug)
+        if type(error).__module__.startswith("cyclopts"):
+            _fail(f"{error}\n  → see sftprep --help", error, 2, debug=debug)
+        raise
+
+
+def _config_from_file(tokens: list[str]) -> tuple[Dict, ...]:
+    """Return the file named by --config, as a source for flags.
+
+    Flags on the command line take precedence over it.
+    """
+    for index, token in enumerate(tokens):
+        name, equals, value = token.partition("=")
+        following = tokens[index + 1] if index + 1 < len(tokens) else ""
+        path = value if equals else following
+        if name == "--config" and path:
+            settings = read_config_file(path)
+            # Inputs have no flag; the command reads them from the file.
+            for key in ("inputs", "sources"):
+                settings.pop(key, None)
+            return (Dict(settings, use_commands_as_keys=False, source=path),)
+    return ()
+
+
+def _reject_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Reject fractions in integer settings; the parser would round them.
+
+    Raises:
+        ConfigError: A setting is a fraction.
+    """
+    for argument in arguments:
+        if int not in (argument.hint, *get_args(argument.hint)):
+            continue
+        for token in argument.tokens:
+            if "." in token.value and not _is_integer(token.value):
+                name = argument.name.removeprefix("--").replace("-", "_")
+                raise ConfigError(
+                    f"{setting(name)} is {token.value}",
+                    remedy=f"use an integer for {setting(name)}",
+                )
+
+
+def _is_integer(text: str) -> bool:
+    try:
+        return float(text).is_integer()
+    except ValueError:
+        return True  # not a number at all, which the parser reports
+
+
+def _fail(message: object, error: BaseException, code: int, *, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(message, SftprepError):
+        message = message.shown_by(FlagNames())
+    print(f"error: {escape_control(str(message))}", file=sys.stderr)
+    sys.exit(code)

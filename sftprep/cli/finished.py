@@ -1,0 +1,155 @@
+"""The commands for finished builds."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict
+
+from sftprep.cli.app import app
+from sftprep.cli.console import ProgressBar, print_json
+from sftprep.config.validation import local_folder
+from sftprep.errors import ConfigError, format_count, setting
+
+
+@app.command
+def verify(directory: str, *, json: bool = False, debug: bool = False) -> int:
+    """Check every shard of a build: checksums, schema, invariants and accounting.
+
+    The exit code is 0 if the build is intact, and 1 if it is damaged.
+
+    Parameters
+    ----------
+    directory
+        The output folder of a build.
+    json
+        Print the result as JSON.
+    debug
+        Show a traceback with errors.
+    """
+    from sftprep.shards.verify import verify as run
+
+    with ProgressBar(quiet=json) as bar:
+        result = run(
+            os.path.expanduser(directory), progress=lambda done, total: bar("verify", done, total)
+        )
+    if json:
+        print_json({**asdict(result), "folder": str(result.folder), "ok": result.ok})
+    else:
+        for problem in result.problems:
+            print(f"problem: {problem}", file=sys.stderr)
+        numbers = {
+            "shard": result.shards,
+            "pack": result.rows,
+            "sequence": result.sequences,
+            "token": result.tokens,
+        }
+        counted = ", ".join(format_count(number, noun) for noun, number in numbers.items())
+        print(f"{'ok' if result.ok else 'DAMAGED'}: {counted} in {result.folder}")
+    return 0 if result.ok else 1
+
+
+@app.command
+def merge(
+    *directories: str,
+    output: str,
+    overwrite: bool = False,
+    json: bool = False,
+    debug: bool = False,
+) -> int:
+    """Join finished builds of one recipe, without tokenizing or packing anything again.
+
+    The builds must have the same settings, tokenizer and chat template, and no group of records in
+    common. Shards are hard links where possible.
+
+    Parameters
+    ----------
+    directories
+        The output folders of the builds.
+    output
+        Folder of the new build.
+    overwrite
+        Replace a finished build in the output folder.
+    json
+        Print the result as JSON.
+    debug
+        Show a traceback with errors.
+    """
+    from sftprep.pipeline.output.merge import merge as run
+    from sftprep.report.summary import manifest_line
+
+    folders = [os.path.expanduser(directory) for directory in directories]
+    manifest = run(*folders, output=local_folder(output, setting("output")), overwrite=overwrite)
+    if json:
+        print_json(
+            {
+                "output": str(manifest.folder),
+                "manifest_digest": manifest.digest,
+                "data_digest": manifest.data_digest,
+                "groups": len(manifest.groups),
+                "packs": manifest.rows,
+                "tokens": manifest.tokens,
+            }
+        )
+    else:
+        builds = format_count(len(folders), "build")
+        print(f"merged {builds} in {manifest.folder}: {manifest_line(manifest)}")
+    return 0
+
+
+@app.command
+def inspect(
+    directory: str,
+    *,
+    row: int = 0,
+    tokenizer: str | None = None,
+    full: bool = False,
+    color: bool | None = None,
+    json: bool = False,
+    debug: bool = False,
+) -> int:
+    """Show one pack: its sequences, the record of each, and the trained tokens.
+
+    Trained text is green on a terminal, and in ⟦ and ⟧ without color. The bar shows the sequences
+    in the pack, one letter for each; upper case means that most tokens there are trained.
+
+    Parameters
+    ----------
+    directory
+        The output folder of a build.
+    row
+        Number of the pack, from 0; -1 is the last one.
+    tokenizer
+        Folder or Hub name of the tokenizer of the build, if it has moved since.
+    full
+        Show all text; long sequences are abridged otherwise.
+    color
+        Show trained text in color; the default on a terminal.
+    json
+        Print ids, masks and text as JSON.
+    debug
+        Show a traceback with errors.
+    """
+    from sftprep.report.draw import draw_pack, pack_data
+    from sftprep.report.summary import manifest_line
+    from sftprep.shards.reader import open_shards
+    from sftprep.tokenize.loading.decode import load_decoder
+
+    shards = open_shards(os.path.expanduser(directory))
+    if not -len(shards) <= row < len(shards):
+        raise ConfigError(
+            f"{setting('row')} is {row}, but {directory} has {format_count(len(shards), 'pack')}",
+            remedy=f"use a number from {setting('row', 0)} to {len(shards) - 1}",
+        )
+    decode = load_decoder(
+        tokenizer or shards.manifest.tokenizer["name"], shards.manifest.tokenizer["fingerprint"]
+    )
+    index = row % len(shards)
+    pack, manifest = shards[index], shards.manifest
+    if json:
+        print_json(pack_data(pack, index, manifest, decode))
+    else:
+        use_color = sys.stdout.isatty() if color is None else color
+        print(manifest_line(manifest))
+        print("\n".join(draw_pack(pack, index, manifest, decode, color=use_color, full=full)))
+    return 0

@@ -1,0 +1,268 @@
+"""Receipts of groups: a group that is done is found again, without its input and its spills.
+
+1. The key of a receipt is the digest of everything that determines the result of a group: its
+   ranges of the inputs with the size and modification time of each file, the recipes, the settings,
+   and the versions of the packages.
+2. When the shards of a group are complete, its receipt is written last. It has the file of the
+   group, the digests of its other files, and what the rest of the build needs to know.
+3. A task with a valid receipt is not run. A receipt is valid if each file that it names is
+   complete: in the work folder, or in the folder of the previous build, which has the same shards
+   if a group has not changed.
+
+Receipts are JSON with a checksum. In a process that other processes cannot share results with (data
+in memory, functions without a stable digest), the key is a random one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from sftprep.core.atomic_write import create_folder, write_bytes
+from sftprep.core.hashing import digest
+from sftprep.core.regular_files import open_regular_file
+from sftprep.errors import ManifestError
+from sftprep.pipeline.executors.base import find_versions
+from sftprep.pipeline.groups.receipt_cache import restore_receipt
+from sftprep.pipeline.groups.receipt_files import Receipt, read_receipt, write_receipt
+from sftprep.pipeline.groups.task import GroupDone, GroupInput, GroupTask
+from sftprep.pipeline.passes.spill import read_spill
+from sftprep.pipeline.prepare.inputs import absolute_path, check_files_unchanged
+from sftprep.shards.group import Group, check_shards
+from sftprep.shards.json_fields import FieldError, parse_fields
+from sftprep.shards.layout import (
+    KEY_PATTERN,
+    SHARD_FOLDER,
+    SPILL_PATTERN,
+    group_path,
+    index_path,
+    raw_rejected_name,
+    receipt_name,
+    rejected_path,
+)
+from sftprep.shards.manifest import FORMAT_VERSION
+from sftprep.shards.pack_index import is_index
+
+_VERSION = 1
+"""Incremented when the same task gives other files or another receipt than before."""
+
+
+# --- the key --------------------------------------------------------------------------------------
+
+
+def receipt_key(task: GroupTask, parents: Sequence[str] = ()) -> str:
+    """Return the key of the receipt of a task: 40 hex digits.
+
+    Args:
+        task: The group.
+        parents: The receipts of the groups from which its records are.
+
+    Raises:
+        OSError: The file with its duplicates cannot be read.
+    """
+    settings, config = task.settings, task.settings.config
+    entries = [settings.entries[each.entry] for each in task.inputs]
+    selection: Any = [(entry.name, entry.repeat, entry.weight) for entry in entries]
+    if task.quotas is not None:
+        selection = [
+            (settings.entries[each.entry].name, dataclasses.astuple(task.quotas[each.entry]))
+            for each in task.inputs
+        ]
+    only = None
+    if task.is_only:
+        # Such a group also decides what other builds decide for all of their groups.
+        only = [config.output.max_rejected, [(e.repeat, e.weight) for e in settings.entries]]
+    return digest(
+        (_VERSION, FORMAT_VERSION, find_versions()),
+        [_describe_input(each) for each in task.inputs],
+        (dataclasses.asdict(settings.limit), dataclasses.asdict(config.pack)),
+        (config.output.position_ids, config.output.shard_tokens, config.output.on_bad_record),
+        (config.read.duplicates, config.evaluation.eval_fraction, config.evaluation.eval_seed),
+        None if settings.stats is None else dataclasses.asdict(settings.stats),
+        (settings.lane_block, settings.slice_bytes),
+        (selection, only, task.evaluation, task.occurrence),
+        None if task.duplicates is None else sha256(task.duplicates.read_bytes()).hexdigest(),
+        list(parents),
+    )[:40]
+
+
+def _describe_input(each: GroupInput) -> list[Any]:
+    source = each.source
+    return [
+        source.name,
+        # The same relative name may lead to another file from another folder.
+        absolute_path(source),
+        each.mark,
+        (source.kind, source.start, source.end, source.limit, source.group),
+        (source.strip_nulls, None if source.columns is None else sorted(source.columns)),
+        (each.format, each.recipe_key),
+    ]
+
+
+# --- writing and reading --------------------------------------------------------------------------
+
+
+def finish_group(task: GroupTask, receipt: Receipt, *, reused: int) -> GroupDone:
+    """Write the receipt of a group whose files are complete, and return its result.
+
+    Args:
+        task: The group.
+        receipt: Its receipt.
+        reused: The number of partitions whose spills existed already.
+
+    Raises:
+        InputChanged: An input is not the file that it was when the build began.
+        StorageError: The receipt cannot be written.
+    """
+    check_marks(task)
+    write_receipt(task.settings.work, receipt)
+    return _done(receipt, reused=reused)
+
+
+def check_marks(task: GroupTask) -> None:
+    """Check that the inputs of a group are what they were when the build began.
+
+    A file that was replaced while it was read must not get a receipt with its earlier mark.
+
+    Raises:
+        InputChanged: One of them changed.
+    """
+    check_files_unchanged((each.source, each.mark) for each in task.inputs)
+
+
+def find_done(task: GroupTask, key: str) -> GroupDone | None:
+    """Return the result of a group that is done; None if it must be run.
+
+    Args:
+        task: The group.
+        key: The key of its receipt.
+    """
+    work = task.settings.work
+    path = work / receipt_name(key)
+    receipt = read_receipt(path)
+    if receipt is None and restore_receipt(key, work):
+        receipt = read_receipt(path)
+    if receipt is None or not _is_complete(task, receipt):
+        return None
+    return _done(receipt, reused=len(receipt.spills))
+
+
+def _done(receipt: Receipt, *, reused: int) -> GroupDone:
+    group = json.loads(receipt.group) if receipt.group else {}
+    return GroupDone(
+        receipt=receipt.key,
+        key=group.get("key", ""),
+        digest=sha256(receipt.group.encode()).hexdigest() if group else "",
+        evaluation=receipt.evaluation,
+        bytes=receipt.bytes,
+        reused=reused,
+        unread_columns=receipt.unread_columns,
+    )
+
+
+def _is_complete(task: GroupTask, receipt: Receipt) -> bool:
+    """Return whether all files of a group are complete."""
+    work = task.settings.work
+    if digest_of_file(work / raw_rejected_name(receipt.key)) != receipt.rejected:
+        return False
+    if receipt.group:
+        try:
+            group: Group = parse_fields(Group, json.loads(receipt.group), "")
+            check_shards(group.shards, work / receipt_name(receipt.key))
+        except (ValueError, RecursionError, FieldError, ManifestError):
+            return False
+        if not re.fullmatch(KEY_PATTERN, group.key):  # a file gets this name
+            return False
+        if not _has_index(task, group):
+            return False
+        if not all(
+            _has_file(task, f"{SHARD_FOLDER}/{shard.name}", shard.bytes, shard.sha256)
+            for shard in group.shards
+        ):
+            return False
+    spills = [name for name in receipt.other_files if name.endswith(".arrow")]
+    return all(read_spill(work / name) is not None for name in spills)
+
+
+def _has_file(task: GroupTask, name: str, size: int, expected: str) -> bool:
+    """Return whether a file of a build is in the work folder or in the output folder.
+
+    In the work folder, it was written a short time ago; a file of a finished build may have been
+    damaged since, so all of it is read.
+    """
+    staged = task.staging / name
+    if staged.is_file() and not staged.is_symlink():
+        return staged.stat().st_size == size
+    # Files are staged under the same paths as later in the output folder.
+    final = task.settings.root / staged.relative_to(task.settings.work)
+    return not final.is_symlink() and digest_of_file(final) == expected
+
+
+def _has_index(task: GroupTask, group: Group) -> bool:
+    """Return whether the index of a group is in the work folder or in the output folder."""
+    staged = task.staging / index_path(group.key)
+    final = task.settings.root / staged.relative_to(task.settings.work)
+    return any(
+        is_index(path, group.index_digest) for path in (staged, final) if not path.is_symlink()
+    )
+
+
+def digest_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex; "" if it cannot be read or does not exist."""
+    state = sha256()
+    try:
+        with open_regular_file(path) as file:
+            while chunk := file.read(1 << 22):
+                state.update(chunk)
+    except OSError:
+        return ""
+    return state.hexdigest()
+
+
+def place_files(work: Path, staging: Path, done: GroupDone) -> None:
+    """Write the file of a group and its rejected records under their final names to `staging`.
+
+    Raises:
+        StorageError: A file cannot be written.
+    """
+    receipt = read_receipt(work / receipt_name(done.receipt))
+    assert receipt is not None, "its files were just written or checked"
+    path, rejected = staging / group_path(done.key), staging / rejected_path(done.key)
+    create_folder(path.parent)
+    write_bytes(path, receipt.group.encode())
+    if receipt.rejected:
+        create_folder(rejected.parent)
+        write_bytes(rejected, (work / raw_rejected_name(done.receipt)).read_bytes())
+    else:
+        rejected.unlink(missing_ok=True)
+
+
+_MOST_OTHER_SPILLS = 3
+
+
+def limit_spills(work: Path, done: Iterable[GroupDone]) -> None:
+    """Remove the oldest of the spills that a build did not use, above a limit.
+
+    Builds with other recipes reuse them, but they must not fill the disk: they may have three times
+    the size of those that this build used.
+
+    Args:
+        work: The work folder.
+        done: The groups of the build.
+    """
+    used: set[str] = set()
+    for each in done:
+        receipt = read_receipt(work / receipt_name(each.receipt))
+        used.update(() if receipt is None else receipt.spills)
+    spills = [path for path in work.glob("*.arrow") if re.fullmatch(SPILL_PATTERN, path.name)]
+    others = [path for path in spills if path.stem not in used]
+    left = _MOST_OTHER_SPILLS * sum(path.stat().st_size for path in spills if path.stem in used)
+    for path in sorted(others, key=lambda path: -path.stat().st_mtime_ns):
+        left -= path.stat().st_size
+        if left < 0:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,158 @@
+"""A part of a build: some of its groups, for one job of an array on machines that share the output.
+
+Part I of K writes the groups I, I + K, I + 2 K ... with their receipts, and commits nothing. The
+build without a part finds the receipts, runs what is missing, and commits. A part that was killed
+is run again; a part that is run twice finds its receipts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sftprep.config.build import BuildConfig
+from sftprep.config.user_functions import function_key
+from sftprep.config.validation import is_url, parse_part
+from sftprep.core.atomic_write import open_file_errors
+from sftprep.errors import ConfigError, setting
+from sftprep.pipeline.groups.receipts import receipt_key
+from sftprep.pipeline.groups.rounds import GroupProgress, count_rounds, run_rounds
+from sftprep.pipeline.groups.task import GroupTask
+from sftprep.pipeline.groups.task_list import check_groups
+from sftprep.pipeline.output.part_identity import record_identity
+from sftprep.pipeline.output.shared_folder import check_joined, join_output
+from sftprep.pipeline.passes.shard_pass import Progress
+from sftprep.pipeline.prepare.inputs import check_unchanged
+from sftprep.pipeline.prepare.setup import Setup, prepare_setup
+from sftprep.pipeline.workers import input_bytes, start_workers
+from sftprep.shards.layout import receipt_name
+from sftprep.sources.partition import Source
+
+
+@dataclass(frozen=True, slots=True)
+class PartReport:
+    """The result of a part of a build.
+
+    Attributes:
+        folder: The output folder.
+        part: The part, as `I/K`.
+        groups: The number of its groups.
+        groups_done: The number of groups of all parts that are done.
+        groups_total: The number of groups of the build.
+        waiting_for: The parts that must be run before this one can go on: something depends on
+            several groups, and the array must be run once more. Empty if this part is done.
+        seconds: The duration.
+        bytes_read: The size of its records, decompressed.
+        reused: The number of partitions that were tokenized already.
+        workers: The number of processes.
+    """
+
+    folder: Path
+    part: str
+    groups: int
+    groups_done: int
+    groups_total: int
+    waiting_for: tuple[int, ...]
+    seconds: float
+    bytes_read: int
+    reused: int
+    workers: int
+
+
+@open_file_errors()
+def build_part(
+    config: BuildConfig,
+    *,
+    data: Sequence[Source] = (),
+    eval_data: Sequence[Source] = (),
+    progress: Progress = lambda *_: None,
+) -> PartReport:
+    """Write a part of the groups of a build, and their receipts.
+
+    Args:
+        config: The settings of the build, with `part`.
+        data: Training data in memory, which is refused.
+        eval_data: Evaluation data in memory, likewise.
+        progress: The progress callback.
+
+    Raises:
+        ConfigError: The build cannot be done in parts, or other parts have other settings.
+        SftprepError: The part failed; the groups that it finished are kept.
+    """
+    started = time.monotonic()
+    number, count = _parse_own_part(config)
+    setup = prepare_setup(config, data, eval_data)
+    check_groups(setup, config, is_far=False)
+    _check_functions(setup)
+
+    def is_own(task: GroupTask) -> bool:
+        return task.number % count == number - 1
+
+    folder = Path(config.output.output)
+    with join_output(folder, overwrite=config.output.overwrite) as work:
+        record_identity(work, config, setup)
+        with start_workers(config, setup, work, None) as workers:
+            tasks = workers.tasks
+            total = input_bytes(setup) * count_rounds(tasks) // count
+            shown = GroupProgress(progress, total)
+            rounds = run_rounds(tasks, workers.executor, shown, is_own)
+        check_unchanged(setup.inputs)
+        check_joined(folder)
+        done = rounds.done.values()
+        return PartReport(
+            folder=folder,
+            part=f"{number}/{count}",
+            groups=sum(map(is_own, tasks)),
+            groups_done=sum((work / receipt_name(receipt_key(t))).exists() for t in rounds.tasks),
+            groups_total=len(tasks),
+            waiting_for=tuple(sorted({missing % count + 1 for missing in rounds.waiting_for})),
+            seconds=time.monotonic() - started,
+            bytes_read=sum(each.bytes for each in done),
+            reused=sum(each.reused for each in done),
+            workers=workers.count,
+        )
+
+
+def _parse_own_part(config: BuildConfig) -> tuple[int, int]:
+    part = parse_part(config.output.part, setting("part", config.output.part))
+    assert part is not None, "the settings have no part"
+    if is_url(config.output.output):
+        raise ConfigError(
+            f"{setting('output')} is {config.output.output}, and the parts of a build must share a"
+            " local folder",
+            remedy=[
+                f"use a folder that all machines reach for {setting('output')}, and copy the build",
+                f"leave out {setting('part', config.output.part)}",
+            ],
+        )
+    if config.output.executor != "local":
+        raise ConfigError(
+            f"{setting('part', config.output.part)} runs on this machine, and"
+            f" {setting('executor', config.output.executor)} on all of a cluster",
+            remedy=[
+                f"leave out {setting('part')}",
+                f"use {setting('executor', 'local')}",
+            ],
+        )
+    return part
+
+
+def _check_functions(setup: Setup) -> None:
+    """Check that other parts can use the results of the functions of the user.
+
+    Raises:
+        ConfigError: A function has no stable digest, so its results are not shared.
+    """
+    for recipe in setup.recipes:
+        for name, function in recipe.functions().items():
+            if function_key(function, recipe.transform_id) is None:
+                raise ConfigError(
+                    f"{setting(name, function)} has no stable digest, so other parts cannot use"
+                    " its results",
+                    remedy=[
+                        "use a function of a file",
+                        f"name its version with {setting('transform_id')}",
+                    ],
+                )
