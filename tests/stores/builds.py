@@ -30,5 +30,9 @@ def put_object(folder: StoreFolder, name: str, content: bytes, scratch: Path) ->
     return f"{folder}/{name}"
 
 
+def read_object(folder: StoreFolder, name: str) -> bytes:
+    return folder.read_range(name, 0, 1 << 20)
+
+
 def shard_names(manifest: Manifest) -> list[str]:
     return [shard.name for shard in manifest.shards]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from secrets import token_hex
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 
+from sftprep import BuildReport, build
 from sftprep.stores.folder import StoreFolder, folder_of
 from sftprep.stores.protocols import PROTOCOLS
 from tests.stores import servers
+from tests.stores.builds import example_lines, small_settings
 from tests.stores.memory import MEMORY
 
 
@@ -54,6 +58,18 @@ def memory(memory_url: str) -> StoreFolder:
 def s3(s3_url: str) -> StoreFolder:
     """An empty folder in an S3 store."""
     return _empty_folder(s3_url)
+
+
+@pytest.fixture
+def small(tmp_path: Path, tokenizer_dir: Path) -> Callable[..., BuildReport]:
+    """A function that builds a few records to a place."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(example_lines(0, 12))
+
+    def run(output: object, source: object = path, **settings: Any) -> BuildReport:
+        return build(str(source), output=str(output), **small_settings(tokenizer_dir, **settings))
+
+    return run
 
 
 def _empty_folder(url: str) -> StoreFolder:

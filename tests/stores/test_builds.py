@@ -6,11 +6,11 @@ import datetime
 import logging
 import os
 import pickle
-from typing import Any
 
 import pytest
 
-from sftprep import build, open_shards, read_manifest, verify
+from sftprep import merge, open_shards, read_manifest, verify
+from sftprep.cli import main
 from sftprep.errors import (
     ConfigError,
     ManifestError,
@@ -24,24 +24,8 @@ from sftprep.pipeline.output.garbage import collect_garbage
 from sftprep.shards.layout import group_path, index_path
 from sftprep.sources import groups
 from sftprep.stores.folder import StoreFolder
-from tests.stores.builds import example_lines, put_object, shard_names, small_settings
+from tests.stores.builds import example_lines, put_object, read_object, shard_names
 from tests.stores.failures import killed_before, watched
-
-
-@pytest.fixture
-def small(tmp_path, tokenizer_dir):
-    """A function that builds a few records to a place."""
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(example_lines(0, 12))
-
-    def run(output: object, source: object = path, **settings: Any):
-        return build(str(source), output=str(output), **small_settings(tokenizer_dir, **settings))
-
-    return run
-
-
-def read_object(folder: StoreFolder, name: str) -> bytes:
-    return folder.read_range(name, 0, 1 << 20)
 
 
 def test_a_build_in_a_store_is_that_of_a_local_folder(store, small, tmp_path):
@@ -61,6 +45,8 @@ def test_a_build_in_a_store_is_that_of_a_local_folder(store, small, tmp_path):
             p.input_ids.tolist() for p in local_shards
         ]
         assert len(pickle.loads(pickle.dumps(shards))[0].input_ids) > 0
+        packs = range(len(shards))
+        assert shards.sizes(packs).equals(local_shards.sizes(packs))
     assert shards.locate(0, 0) == local_shards.locate(0, 0)
 
 
@@ -233,6 +219,22 @@ def test_a_flipped_bit_in_a_store_is_an_error(store, small, tmp_path, monkeypatc
     assert [name in problem for problem in verify(str(store)).problems] == [True]
 
 
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_a_damaged_index_in_a_store_is_an_error(memory, small, tmp_path, monkeypatch, damage):
+    name = index_path(small(memory).manifest.groups[0].key)
+    content = read_object(memory, name)
+    if damage == "missing":
+        memory.remove([name])
+    else:
+        put_object(memory, name, content[:-9] + b"?" + content[-8:], tmp_path)
+    monkeypatch.setenv("SFTPREP_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ShardError, match=r"is missing|is not what was written") as caught:
+        open_shards(str(memory)).sizes([0])
+    assert f"{memory}/{name}" in caught.value.message
+    (problem,) = verify(str(memory)).problems
+    assert f"{memory}/{name}" in problem
+
+
 def test_a_forked_process_reads_a_build_that_was_opened_before(s3, small, tmp_path, monkeypatch):
     """The workers of a DataLoader are forked."""
     manifest = small(s3).manifest
@@ -262,7 +264,9 @@ def test_verify_reads_the_store_and_not_the_cache(memory, small, tmp_path):
     manifest = small(memory, on_bad_record="quarantine").manifest
     shards = open_shards(str(memory))
     first = shards[0].input_ids.tolist()
-    for name in (f"shards/{shard_names(manifest)[0]}", group_path(manifest.groups[0].key)):
+    key = manifest.groups[0].key
+    shards.sizes([0])
+    for name in (f"shards/{shard_names(manifest)[0]}", group_path(key), index_path(key)):
         content = read_object(memory, name)
         put_object(memory, name, content[:-9] + b"?" + content[-8:], tmp_path)
         assert not verify(str(memory)).ok
@@ -294,45 +298,37 @@ def test_the_files_of_a_build_never_change_while_a_manifest_names_them(memory, s
     assert verify(str(memory)).ok
 
 
-def test_garbage_is_removed_by_age_and_name(memory, small, tmp_path):
-    manifest = small(memory, eval_fraction=0.3).manifest
-    named = memory.names()
-    key = manifest.groups[0].key
-    garbage = f"shards/{key}/shard-00009-0123456789abcdef.arrow"
-    for name in (garbage, "notes.txt", "shards/notes.arrow"):
-        put_object(memory, name, b"x", tmp_path)
-    assert collect_garbage(str(memory), datetime.timedelta(days=7)) == []
-    (file,) = collect_garbage(str(memory), datetime.timedelta(seconds=-60))
-    assert file.url == f"{memory}/{garbage}"
-    assert memory.names() == named | {"notes.txt", "shards/notes.arrow"}
+def test_groups_of_a_build_in_a_store_are_built_again(memory, small, tmp_path):
+    """Their shards are not in a local folder, whatever receipts say."""
+    small(memory)
+    before = memory.names()
+    report = small(memory, overwrite=True)
+    assert memory.names() == before
+    assert report.manifest.data_digest == small(tmp_path / "o").manifest.data_digest
     assert verify(str(memory)).ok
 
 
-def test_garbage_is_kept_if_the_manifest_cannot_be_read(memory, small, tmp_path):
-    small(memory)
-    content = read_object(memory, "manifest.json")
-    put_object(memory, "manifest.json", content[:-1], tmp_path)
+def test_parts_and_merges_are_for_local_folders(memory, small, tmp_path, capsys):
+    rows, local, url = str(tmp_path / "rows.jsonl"), str(tmp_path / "o"), f"{memory}/o"
+    small(local)
+    small(url)
+    part = ["build", rows, "--tokenizer", "none", "--output", f"{memory}/p", "--part", "1/2"]
+    commands = [
+        part,
+        ["merge", local, url, "--output", str(tmp_path / "m")],
+        ["merge", local, local, "--output", f"{memory}/m"],
+    ]
     names = memory.names()
-    with pytest.raises(ManifestError):
-        collect_garbage(str(memory), datetime.timedelta(seconds=-60))
-    assert memory.names() == names
-
-
-def test_the_command_removes_garbage(memory, small, tmp_path, capsys):
-    from sftprep.cli import main
-
-    assert killed_before(7, lambda: small(memory))
-    names = memory.names()
-    assert names
-    for arguments in (["--dry-run"], []):
+    for command in commands:
         with pytest.raises(SystemExit) as caught:
-            main(["gc", str(memory), "--older-than", "0s", *arguments])
-        assert caught.value.code == 0
-        assert f"{len(names)} file" in capsys.readouterr().out
-    assert memory.names() == set()
-    with pytest.raises(SystemExit) as caught:
-        main(["gc", str(tmp_path)])
-    assert caught.value.code == 2
+            main(command)
+        assert caught.value.code == 2
+        assert " → " in capsys.readouterr().err
+    for folders, output in (([local, url], tmp_path / "m"), ([local, local], f"{memory}/m")):
+        with pytest.raises(ConfigError, match="is in a store"):
+            merge(*folders, output=output)
+    assert memory.names() == names
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_scratch_folder_needs_an_output_in_a_store(small, tmp_path):

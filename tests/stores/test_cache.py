@@ -71,6 +71,14 @@ def test_a_torn_copy_is_fetched_again(memory, tmp_path, cache, fetched):
     assert fetched == ["a", "a"]
 
 
+def test_a_digest_that_is_none_names_no_path(memory, tmp_path, cache):
+    put_object(memory, "a", b"hello", tmp_path)
+    for digest in ("", "../../x", "0" * 40, "0" * 31 + "/", "A" * 64):
+        with pytest.raises(ShardError, match="is damaged"), local_file(memory, "a", digest):
+            pass
+    assert [*cache.rglob("*")] == []
+
+
 def test_copies_that_were_used_least_recently_are_removed(
     memory, tmp_path, cache, fetched, monkeypatch
 ):

@@ -24,6 +24,7 @@ from sftprep.sources import groups
 from sftprep.sources.partition import Source, cut, read_partition, source_of
 from sftprep.stores.folder import StoreFolder
 from tests.conftest import EXAMPLES
+from tests.pipeline.group_inputs import spy_on_reads
 from tests.stores.builds import example_lines, put_object, small_settings
 
 
@@ -129,6 +130,40 @@ def test_an_object_that_changes_during_the_build_stops_it(memory, tmp_path, toke
             **small_settings(tokenizer_dir),
         )
     assert not (tmp_path / "o").exists() or not (tmp_path / "o" / "manifest.json").exists()
+
+
+def test_a_changed_object_is_read_again(store, tmp_path, tokenizer_dir, monkeypatch):
+    """The receipt of an object has its size and ETag; here the size stays."""
+    monkeypatch.setenv("SFTPREP_CACHE", str(tmp_path / "cache"))
+    settings = small_settings(tokenizer_dir, overwrite=True)
+    reads = spy_on_reads(monkeypatch)
+    content = example_lines(0, 5)
+    builds = []
+    for version in (content, content, content.replace(b"breakfast", b"Breakfast")):
+        if not builds or version != content:
+            url = put_object(store, "a.jsonl", version, tmp_path)
+        report = build(url, output=tmp_path / "o", **settings)
+        builds.append((len(reads), report.manifest.data_digest))
+        assert verify(report.folder).ok
+    (first, expected), second, (third, changed) = builds
+    assert first > 0
+    assert second == (first, expected)  # its receipt was found
+    assert third > first
+    assert changed != expected
+
+
+def test_an_object_that_changes_while_it_is_read_has_no_receipt(memory, tmp_path, tokenizer_dir):
+    settings = small_settings(tokenizer_dir, overwrite=True)
+    content = example_lines(0, 5)
+    url = put_object(memory, "a.jsonl", content, tmp_path)
+
+    def change(stage: str, *_: int) -> None:
+        if stage == "write":
+            put_object(memory, "a.jsonl", content.replace(b"breakfast", b"Breakfast"), tmp_path)
+
+    with pytest.raises(InputChanged, match="changed while the build ran"):
+        build(url, output=tmp_path / "o", progress=change, **settings)
+    assert not [*(tmp_path / "o").rglob("receipt-*")]
 
 
 def test_a_changed_table_is_fetched_again(memory, tmp_path, tokenizer_dir):
