@@ -73,6 +73,7 @@ PUBLIC_NAMES = {
         "temporary_name",
         "write_bytes",
     },
+    "sftprep.stores": {"Mark", "StoreFolder", "StoredFile", "folder_of", "is_url"},
     "sftprep.stream": {"Mixture", "PackedStream", "Placed", "State", "open_stream"},
     "sftprep.torch": {"PackedDataset", "StreamLoader", "collate_packs", "pack_to_tensors"},
     "sfttrain": {
@@ -129,6 +130,7 @@ SETTINGS_OF_A_BUILD = {
     "ray_address",
     "allow_loss",
     "revision",
+    "scratch",
     "seed",
     "shard_tokens",
     "sources",

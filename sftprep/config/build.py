@@ -28,7 +28,9 @@ from sftprep.config.validation import (
     check_choice,
     check_integer,
     expand_path,
+    is_url,
     local_folder,
+    output_place,
     parse_part,
     unknown_setting,
 )
@@ -173,7 +175,7 @@ class OutputConfig:
     """
 
     output: str = ""
-    """Folder of the build."""
+    """Folder of the build, or its URL in an object store (s3://bucket/folder)."""
     overwrite: bool = False
     """Replace a finished build in the output folder."""
     position_ids: bool = True
@@ -199,12 +201,23 @@ class OutputConfig:
     DIR/rejected, and continue."""
     max_rejected: str = "1%"
     """Maximum number of quarantined records: a percentage (1%) or a count (250)."""
+    scratch: str | None = None
+    """Local folder of the intermediate files, if the output is in an object store. Default: in the
+    cache."""
     keep_spill: bool = False
     """Keep the intermediate files; a later build of the same records reuses them, also with other
     lengths or packing."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "output", local_folder(self.output, setting("output")))
+        object.__setattr__(self, "output", output_place(self.output, setting("output")))
+        if self.scratch is not None:
+            object.__setattr__(self, "scratch", local_folder(self.scratch, setting("scratch")))
+            if not is_url(self.output):
+                raise ConfigError(
+                    f"{setting('scratch')} is for an output in a store, and {setting('output')} is"
+                    f" {self.output}",
+                    remedy=f"leave out {setting('scratch')}",
+                )
         check_choice(setting("on_bad_record"), self.on_bad_record, OnBadRecord)
         check_choice(setting("executor"), self.executor, ExecutorChoice)
         check_integer(self.workers, setting("workers"), 1, 4096)

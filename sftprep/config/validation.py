@@ -160,6 +160,20 @@ def local_folder(path: str, label: str) -> str:
     return expanded
 
 
+def is_url(path: object) -> bool:
+    """Return whether a path is a string that starts with a protocol, such as `s3://`."""
+    return isinstance(path, str) and _PROTOCOL.match(path) is not None
+
+
+def output_place(path: str, label: str) -> str:
+    """Return the path or URL of an output folder, as `local_folder` does for a path.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    return path if is_url(path) else local_folder(path, label)
+
+
 def parse_part(part: str | None, label: str) -> tuple[int, int] | None:
     """Return the number of a part, from 1, and the number of parts; None if there are none.
 
@@ -202,6 +216,9 @@ def check_local_path(path: str, label: str) -> None:
             remedy="use a path on a local disk, and copy the data with the tools of the store; for"
             f" a local path of this name, write {local if local.startswith('/') else './' + local}",
         )
+
+
+_PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def printable(path: str) -> str:

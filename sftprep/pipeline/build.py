@@ -31,9 +31,10 @@ from sftprep.pipeline.groups.rounds import (
 )
 from sftprep.pipeline.groups.run import write_evaluation
 from sftprep.pipeline.groups.task import GroupDone, GroupTask
-from sftprep.pipeline.output.folder import OutputFolder, claim_output
+from sftprep.pipeline.output.folder import OutputFolder
 from sftprep.pipeline.output.part_identity import check_identity
 from sftprep.pipeline.output.root_manifest import link_evaluation, make_manifest
+from sftprep.pipeline.output.store import OutputStore, claim_place
 from sftprep.pipeline.passes.shard_pass import Progress
 from sftprep.pipeline.prepare.inputs import check_unchanged
 from sftprep.pipeline.prepare.setup import Setup, prepare_setup
@@ -42,6 +43,7 @@ from sftprep.records.inspection.source_reading import SourceReading
 from sftprep.shards.layout import EVAL_FOLDER, rejected_path
 from sftprep.shards.manifest import Manifest
 from sftprep.sources.partition import Source
+from sftprep.stores.folder import BuildFolder, folder_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class BuildReport:
         readings: How the records of each input were read.
     """
 
-    folder: Path
+    folder: BuildFolder
     manifest: Manifest = field(repr=False)
     seconds: float
     bytes_read: int
@@ -94,14 +96,14 @@ def build(
     """
     assert config.output.part is None, "see `build_part`"
     started = time.monotonic()
+    folder = folder_of(config.output.output)  # first: it refuses stores that are not supported
     setup = prepare_setup(config, data, eval_data)
-    folder = Path(config.output.output)
     with ExitStack() as stack:
         executor = executor or stack.enter_context(connect_executor(config))
         if executor is not None and executor.far:
             check_sendable(setup.recipes)
-            folder = folder.absolute()
-        output = stack.enter_context(claim_output(folder, overwrite=config.output.overwrite))
+            folder = folder.absolute() if isinstance(folder, Path) else folder
+        output = stack.enter_context(claim_place(folder, config.output))
         check_identity(output.work, config, setup)
         with start_workers(config, setup, output.work, executor) as workers:
             tasks = workers.tasks
@@ -158,7 +160,7 @@ def _write_evaluation(
     config: BuildConfig,
     workers: Workers,
     done: list[GroupDone],
-    output: OutputFolder,
+    output: OutputFolder | OutputStore,
     progress: GroupProgress,
 ) -> GroupDone | None:
     """Write the shards of the evaluation records, if there are any.
@@ -192,7 +194,7 @@ def _make_manifest(
     config: BuildConfig,
     setup: Setup,
     done: list[GroupDone],
-    output: OutputFolder,
+    output: OutputFolder | OutputStore,
     *,
     evaluation: bool,
 ) -> Manifest:
@@ -214,7 +216,7 @@ def _check_groups(manifest: Manifest, config: BuildConfig) -> None:
         EmptyInput: It has no sequence.
     """
     folder = manifest.folder
-    assert folder is not None
+    assert isinstance(folder, Path)
     if len(manifest.groups) == 1:
         return
     rejected = [folder / rejected_path(entry.key) for entry in manifest.groups]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sftprep.config.build import BuildConfig
 from sftprep.config.user_functions import function_key
-from sftprep.config.validation import parse_part
+from sftprep.config.validation import is_url, parse_part
 from sftprep.core.atomic_write import open_file_errors
 from sftprep.errors import ConfigError, setting
 from sftprep.pipeline.groups.receipts import receipt_key
@@ -118,6 +118,15 @@ def build_part(
 def _parse_own_part(config: BuildConfig) -> tuple[int, int]:
     part = parse_part(config.output.part, setting("part", config.output.part))
     assert part is not None, "the settings have no part"
+    if is_url(config.output.output):
+        raise ConfigError(
+            f"{setting('output')} is {config.output.output}, and the parts of a build must share a"
+            " local folder",
+            remedy=[
+                f"use a folder that all machines reach for {setting('output')}, and copy the build",
+                f"leave out {setting('part', config.output.part)}",
+            ],
+        )
     if config.output.executor != "local":
         raise ConfigError(
             f"{setting('part', config.output.part)} runs on this machine, and"

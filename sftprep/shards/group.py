@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from sftprep.core.regular_files import read_regular_file
-from sftprep.errors import ManifestError
+from sftprep.errors import ManifestError, ShardError
 from sftprep.shards.json_fields import FieldError, encode_json, parse_fields
 from sftprep.shards.layout import LARGEST_MANIFEST, group_path
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.schema import ORIGIN_BITS, SHARD_NAME
+from sftprep.stores.cache import local_file
+from sftprep.stores.folder import BuildFolder
 
 if TYPE_CHECKING:
     PackCounts = array[int]
@@ -199,7 +201,7 @@ class GroupEntry:
         )
 
 
-def read_group(folder: Path, key: str, digest: str) -> Group:
+def read_group(folder: BuildFolder, key: str, digest: str) -> Group:
     """Read the file of a group.
 
     Args:
@@ -210,12 +212,16 @@ def read_group(folder: Path, key: str, digest: str) -> Group:
     Raises:
         ManifestError: The file is missing or damaged, or names files outside the folder.
     """
-    path = folder / group_path(key)
     try:
-        status = path.stat()
-    except OSError:
-        return _read_group(path, key, digest)
-    return _cached_group(path, key, digest, (status.st_ino, status.st_size, status.st_mtime_ns))
+        with local_file(folder, group_path(key), digest) as path:
+            try:
+                status = path.stat()
+            except OSError:
+                return _read_group(path, key, digest)
+            identity = (status.st_ino, status.st_size, status.st_mtime_ns)
+            return _cached_group(path, key, digest, identity)
+    except ShardError as error:  # of the object in a store
+        raise ManifestError(error.message, remedy=error.remedy) from error
 
 
 # A reader in random order goes back to the same groups all the time.
@@ -247,7 +253,7 @@ def _read_group(path: Path, key: str, digest: str) -> Group:
     return group
 
 
-def check_shards(shards: Iterable[ShardInfo], path: Path) -> None:
+def check_shards(shards: Iterable[ShardInfo], path: BuildFolder) -> None:
     """Check the names and digests of shards.
 
     Args:

@@ -7,6 +7,7 @@ import json
 import re
 from array import array
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -101,6 +102,16 @@ def _parse_field(kind: Any, value: Any, name: str) -> Any:
             return tuple(check_field(int, item, f"{name}[{k}]") for k, item in enumerate(value))
         return tuple(parse_fields(item_kind, item, f"{name}[{k}].") for k, item in enumerate(value))
     return check_field(kind, value, name)
+
+
+def compact_packs(values: dict[str, Any]) -> dict[str, Any]:
+    """Replace the list of `packs`, of which there may be a million, as soon as it is read."""
+    packs = values.get("packs")
+    if isinstance(packs, list) and {*map(type, packs)} <= {int}:
+        with suppress(OverflowError):  # too large a number is found with the type of the field
+            compact = array("q", packs)
+            values["packs"] = compact if min(compact, default=0) >= 0 else packs
+    return values
 
 
 def check_field(kind: Any, value: Any, name: str) -> Any:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sftprep.core.atomic_write import write_bytes
 from sftprep.core.regular_files import read_regular_file
+from sftprep.errors import ManifestError
+from sftprep.stores.folder import StoreFolder, folder_of
 
 MANIFEST_NAME = "manifest.json"
 SHARD_FOLDER = "shards"
@@ -126,8 +129,17 @@ def is_build_folder(root: Path) -> bool:
 
 
 def is_finished_build(folder: str | os.PathLike[str]) -> bool:
-    """Return whether a folder holds a finished build, which has a manifest."""
-    return manifest_file(Path(folder)).exists()
+    """Return whether a folder holds a finished build, which has a manifest.
+
+    Raises:
+        SftprepError: The folder is in a store that cannot be reached.
+    """
+    root = folder_of(folder)
+    if isinstance(root, Path):
+        return manifest_file(root).exists()
+    with suppress(ManifestError):
+        return bool(read_stored_manifest(root))
+    return False
 
 
 def manifest_file(root: Path) -> Path:
@@ -137,13 +149,42 @@ def manifest_file(root: Path) -> Path:
     training build, so that one rename commits both. Before version 2.0, both had the same name.
     """
     if os.path.basename(os.path.abspath(root)) == EVAL_FOLDER:
-        manifest = _read_json_object(root / ".." / MANIFEST_NAME)
-        link = manifest.get("eval")
-        name = link.get("manifest") if isinstance(link, dict) else None
-        if isinstance(name, str) and re.fullmatch(EVAL_MANIFEST_PATTERN, name):
+        name = _linked_manifest(_read_json_object(root / ".." / MANIFEST_NAME))
+        if name is not None:
             # Without that file, the folder may hold a separate build.
             return root / name if (root / name).exists() else root / MANIFEST_NAME
     return root / MANIFEST_NAME
+
+
+def read_stored_manifest(folder: StoreFolder) -> tuple[str, bytes]:
+    """Return the name and content of the manifest of a build in a store, see `manifest_file`.
+
+    Of a larger file than a manifest may be, one byte more than that is returned.
+
+    Raises:
+        ManifestError: There is none.
+        StorageError: The store cannot be reached.
+    """
+    name = MANIFEST_NAME
+    if folder.name == EVAL_FOLDER:
+        with suppress(FileNotFoundError, ValueError, RecursionError):
+            content = folder.parent.read_range(MANIFEST_NAME, 0, LARGEST_MANIFEST + 1)
+            name = _linked_manifest(json.loads(content)) or MANIFEST_NAME
+    try:
+        return name, folder.read_range(name, 0, LARGEST_MANIFEST + 1)
+    except FileNotFoundError as error:
+        raise ManifestError(
+            f"{folder} is not a finished build: it has no {name}",
+            remedy="specify the URL of a finished `sftprep build`",
+        ) from error
+
+
+def _linked_manifest(manifest: object) -> str | None:
+    """Return the name of the manifest of the evaluation build that a manifest names."""
+    link = manifest.get("eval") if isinstance(manifest, dict) else None
+    name = link.get("manifest") if isinstance(link, dict) else None
+    is_valid = isinstance(name, str) and re.fullmatch(EVAL_MANIFEST_PATTERN, name)
+    return name if is_valid else None
 
 
 def has_manifest(path: Path) -> bool:

@@ -10,14 +10,11 @@ import dataclasses
 import json
 import os
 import re
-from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import xxhash
@@ -37,12 +34,19 @@ from sftprep.shards.json_fields import (
     NOT_STORED,
     FieldError,
     check_field,
+    compact_packs,
     encode_json,
     is_stored,
     parse_fields,
 )
-from sftprep.shards.layout import LARGEST_MANIFEST, MANIFEST_NAME, manifest_file
+from sftprep.shards.layout import (
+    LARGEST_MANIFEST,
+    MANIFEST_NAME,
+    manifest_file,
+    read_stored_manifest,
+)
 from sftprep.shards.ledger import Ledger
+from sftprep.stores.folder import BuildFolder, StoreFolder, folder_of
 
 FORMAT_VERSION = "2.0"
 _READ_MAJORS = ("1", "2")
@@ -98,7 +102,7 @@ class Manifest:
     # the same manifest with more fields.
     file_digest: str = field(default="", compare=False, repr=False, metadata=NOT_STORED)
     # The folder with the files of the groups.
-    folder: Path | None = field(default=None, compare=False, repr=False, metadata=NOT_STORED)
+    folder: BuildFolder | None = field(default=None, compare=False, repr=False, metadata=NOT_STORED)
     # The only group of a build before version 2.0, whose manifest has its fields.
     single_group: Group | None = field(default=None, repr=False, metadata=NOT_STORED)
 
@@ -249,18 +253,15 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         ManifestError: The folder has no manifest, or the manifest is damaged, names files outside
             the folder, or was written in a newer version of the format.
     """
-    root = Path(folder)
+    root = folder_of(folder)
+    if isinstance(root, StoreFolder):
+        name, content = read_stored_manifest(root)
+        return parse_manifest(content, root, name)
     if not root.exists():
         check_local_path(os.fspath(folder), "the folder")
     path = manifest_file(root)
     try:
         content = read_regular_file(path, LARGEST_MANIFEST)
-        if len(content) > LARGEST_MANIFEST:
-            raise ManifestError(
-                f"{path} is larger than {LARGEST_MANIFEST >> 20} MiB, so sftprep did not write it",
-                remedy="run the build again",
-            )
-        manifest = _parse_manifest(content, path)
     except (FileNotFoundError, NotADirectoryError) as error:
         problem = (
             "is not a finished build: it has no manifest.json"
@@ -277,6 +278,28 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
             f"cannot read {path}: {error.strerror}",
             remedy="check that it is a regular file, and check its permissions",
         ) from error
+    return parse_manifest(content, root, path.name)
+
+
+def parse_manifest(content: bytes, folder: BuildFolder, name: str = MANIFEST_NAME) -> Manifest:
+    """Return the manifest of a build from the bytes of its file.
+
+    Args:
+        content: The bytes.
+        folder: The folder of the build.
+        name: The name of the file.
+
+    Raises:
+        ManifestError: As for `read_manifest`.
+    """
+    path = folder / name
+    try:
+        if len(content) > LARGEST_MANIFEST:
+            raise ManifestError(
+                f"{path} is larger than {LARGEST_MANIFEST >> 20} MiB, so sftprep did not write it",
+                remedy="run the build again",
+            )
+        manifest = _parse_manifest(content, path)
     except (ValueError, RecursionError) as error:
         problem = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ManifestError(
@@ -284,15 +307,15 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         ) from error
     # The training build names the manifest of its evaluation build by the digest of the content.
     file_digest = sha256(content).hexdigest()
-    if path.name not in (MANIFEST_NAME, f"manifest-{file_digest[:16]}.json"):
+    if name not in (MANIFEST_NAME, f"manifest-{file_digest[:16]}.json"):
         raise ManifestError(
             f"{path} is damaged: its content is not what was written",
             remedy="remove the folder, and build again",
         )
-    return dataclasses.replace(manifest, file_digest=file_digest, folder=path.parent)
+    return dataclasses.replace(manifest, file_digest=file_digest, folder=folder)
 
 
-def _parse_manifest(content: bytes, path: Path) -> Manifest:
+def _parse_manifest(content: bytes, path: BuildFolder) -> Manifest:
     """Validate the content of a manifest, since readers rely on every field.
 
     Raises:
@@ -300,7 +323,7 @@ def _parse_manifest(content: bytes, path: Path) -> Manifest:
         RecursionError: It is nested too deeply.
         ManifestError: It has another version, or a field has another type.
     """
-    values = json.loads(content, object_hook=_compact_packs)
+    values = json.loads(content, object_hook=compact_packs)
     version = str(values.get("format_version", "")) if isinstance(values, dict) else ""
     major = version.partition(".")[0]
     if major not in _READ_MAJORS:
@@ -342,7 +365,7 @@ def _check_checksum(content: bytes) -> None:
         raise FieldError("its content is not what was written")
 
 
-def _parse_version_1(values: dict[str, Any], path: Path) -> Manifest:
+def _parse_version_1(values: dict[str, Any], path: BuildFolder) -> Manifest:
     """Return a manifest of version 1, which lists all inputs and shards, as one of one group."""
     of_group = {"template": {}, "key": "", "max_id": 0, "lengths": {}, "source_lengths": {}} | {
         name: values[name]
@@ -361,16 +384,6 @@ def _parse_version_1(values: dict[str, Any], path: Path) -> Manifest:
         single_group=group,
         data_digest=sha256(b"".join(digests)).hexdigest(),
     )
-
-
-def _compact_packs(values: dict[str, Any]) -> dict[str, Any]:
-    """Replace the list of `packs`, of which there may be a million, as soon as it is read."""
-    packs = values.get("packs")
-    if isinstance(packs, list) and {*map(type, packs)} <= {int}:
-        with suppress(OverflowError):  # too large a number is found with the type of the field
-            compact = array("q", packs)
-            values["packs"] = compact if min(compact, default=0) >= 0 else packs
-    return values
 
 
 _KEY = re.compile(r"[0-9a-f]{16}")

@@ -26,6 +26,8 @@ from sftprep.shards.group import Group
 from sftprep.shards.layout import index_path
 from sftprep.shards.schema import arrow_array, numpy_view
 from sftprep.shards.shard_file import BUILD_AGAIN
+from sftprep.stores.cache import local_file
+from sftprep.stores.folder import BuildFolder
 
 _WIDE_COLUMNS = {"sum_of_squares"}
 """The columns of int64; the others are int32."""
@@ -145,7 +147,7 @@ def write_index(folder: Path, key: str, index: PackIndex) -> str:
     return xxhash.xxh3_128_hexdigest(content)
 
 
-def read_index(folder: Path, group: Group) -> PackIndex:
+def read_index(folder: BuildFolder, group: Group) -> PackIndex:
     """Read the index of a group.
 
     Args:
@@ -154,8 +156,15 @@ def read_index(folder: Path, group: Group) -> PackIndex:
 
     Raises:
         ShardError: The file is missing or damaged.
+        StorageError: The store cannot be reached.
     """
-    return _cached_index(folder / index_path(group.key), group.rows, group.index_digest)
+    with local_file(folder, index_path(group.key), group.index_digest) as path:
+        return read_index_file(path, group)
+
+
+def read_index_file(path: Path, group: Group) -> PackIndex:
+    """Read the index of a group from a local file, as `read_index` does."""
+    return _cached_index(path, group.rows, group.index_digest)
 
 
 # A trainer goes back to the same groups all the time.

@@ -21,6 +21,8 @@ from sftprep.shards.pack_index import PackIndex, read_index
 from sftprep.shards.schema import numpy_view, position_dtype
 from sftprep.shards.shard_file import BUILD_AGAIN, FileIdentity, ShardFile, check_size
 from sftprep.shards.writer import make_position_ids
+from sftprep.stores.cache import local_file
+from sftprep.stores.folder import BuildFolder, folder_of
 
 _CHECKED_AT_OPEN = 1000
 """Up to this number, the shards of a build are looked for when it is opened. In a larger build, a
@@ -58,23 +60,25 @@ def open_shards(folder: str | os.PathLike[str], *, verify: bool = True) -> Shard
     """Open a finished build for reading.
 
     Args:
-        folder: The output folder of the build.
+        folder: The output folder of the build, or its URL in a store: each shard is then copied to
+            the cache when it is first used.
         verify: Whether to check the digest of each block of 64 packs when it is first accessed
             (about 20 GB/s), so that damage is an error and never wrong tokens.
 
     Raises:
         ManifestError: The folder is not a finished build.
         ShardError: A shard is missing or has another size.
+        StorageError: The store cannot be reached.
     """
-    root = Path(folder)
-    manifest = read_manifest(root)
+    root = folder_of(folder)
+    manifest = read_manifest(folder)
     if (listed_rows := sum(sum(entry.packs) for entry in manifest.groups)) != manifest.rows:
         raise ManifestError(
             f"{root / MANIFEST_NAME} is damaged: rows is {manifest.rows}, and the shards that it"
             f" lists have {listed_rows}",
             remedy=BUILD_AGAIN,
         )
-    if manifest.num_shards <= _CHECKED_AT_OPEN:
+    if isinstance(root, Path) and manifest.num_shards <= _CHECKED_AT_OPEN:
         for info in manifest.shards:
             check_size(root / SHARD_FOLDER / info.name, info)
     return Shards(root, manifest, verify=verify)
@@ -87,7 +91,7 @@ class Shards:
     itself.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, *, verify: bool) -> None:
+    def __init__(self, root: BuildFolder, manifest: Manifest, *, verify: bool) -> None:
         self.root, self.manifest, self.verify = root, manifest, verify
         # Index of the first pack of each group, and of the first one after all groups.
         self._group_starts = np.cumsum([0, *(sum(entry.packs) for entry in manifest.groups)])
@@ -211,14 +215,15 @@ class Shards:
     def _map(self, shard: _ShardNumber) -> _MappedShard:
         """Map a shard; the blocks that this object has checked before are not checked again."""
         info = self._find_info(shard)
-        path = self.root / SHARD_FOLDER / info.name
-        identity = check_size(path, info)
-        checked = self._checked.get(shard)
-        if checked is None or checked.identity != identity:
-            self._checked[shard] = checked = _CheckedFile(identity)
-        file = ShardFile(
-            path, info, self.manifest.max_length, verify=self.verify, checked=checked.blocks
-        )
+        name = f"{SHARD_FOLDER}/{info.name}"
+        with local_file(self.root, name, info.sha256, info.bytes) as path:
+            identity = check_size(path, info)
+            checked = self._checked.get(shard)
+            if checked is None or checked.identity != identity:
+                self._checked[shard] = checked = _CheckedFile(identity)
+            file = ShardFile(
+                path, info, self.manifest.max_length, verify=self.verify, checked=checked.blocks
+            )
         return _MappedShard(file)
 
     def _find_info(self, shard: _ShardNumber) -> ShardInfo:
@@ -300,4 +305,4 @@ class _Columns:
 
 
 def _reopen(root: str, manifest: Manifest, verify: bool) -> Shards:
-    return Shards(Path(root), manifest, verify=verify)
+    return Shards(folder_of(root), manifest, verify=verify)

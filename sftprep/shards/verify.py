@@ -20,20 +20,28 @@ from numpy.typing import NDArray
 from sftprep.core.regular_files import open_regular_file
 from sftprep.errors import ManifestError, ShardError
 from sftprep.shards.group import Group, GroupEntry, ShardInfo
-from sftprep.shards.layout import EVAL_FOLDER, SHARD_FOLDER, index_path, rejected_path
+from sftprep.shards.layout import (
+    EVAL_FOLDER,
+    SHARD_FOLDER,
+    group_path,
+    index_path,
+    rejected_path,
+)
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import Manifest, read_manifest
-from sftprep.shards.pack_index import PackIndex, read_index
+from sftprep.shards.pack_index import PackIndex, read_index_file
 from sftprep.shards.schema import ORIGIN_BITS, numpy_view, position_dtype
 from sftprep.shards.shard_file import ShardFile
 from sftprep.shards.writer import make_position_ids
+from sftprep.stores.cache import fresh_file
+from sftprep.stores.folder import BuildFolder, StoreFolder, folder_of
 
 
 @dataclass(slots=True)
 class Verification:
     """The result of `verify`: totals of the readable shards, and the problems."""
 
-    folder: Path
+    folder: BuildFolder
     groups: int = 0
     shards: int = 0
     rows: int = 0  # packs
@@ -54,7 +62,7 @@ def verify(
     """Check all of a build.
 
     Args:
-        folder: The output folder of the build.
+        folder: The output folder of the build, or its URL in a store, whose cache is not used.
         progress: Called after each shard, with the number of shards checked and of all shards.
 
     Returns:
@@ -63,16 +71,17 @@ def verify(
     Raises:
         ManifestError: The folder is not a build.
     """
-    root = Path(folder)
-    manifest = read_manifest(root)
+    root = folder_of(folder)
+    manifest = read_manifest(folder)
     result = Verification(root)
     num_shards = manifest.num_shards
     totals: Counter[str] = Counter()
     data_digest = sha256()
     for number, entry in enumerate(manifest.groups):
         try:
+            _check_stored_group(root, entry, manifest)
             group = manifest.read_group(number)
-        except ManifestError as error:
+        except (ManifestError, ShardError) as error:
             result.problems.append(error.message)
             continue
         result.groups += 1
@@ -100,7 +109,7 @@ def verify(
 
 
 def _verify_group(
-    root: Path,
+    root: BuildFolder,
     entry: GroupEntry,
     group: Group,
     manifest: Manifest,
@@ -111,8 +120,8 @@ def _verify_group(
     sizes: list[PackIndex] = []
     for info in group.shards:
         try:
-            path = root / SHARD_FOLDER / info.name
-            sizes += _verify_shard(path, info, manifest, group, result)
+            with fresh_file(root, f"{SHARD_FOLDER}/{info.name}", info.sha256) as path:
+                sizes += _verify_shard(path, info, manifest, group, result)
         except ShardError as error:
             result.problems.append(error.message)
         progress(result.shards, manifest.num_shards)
@@ -140,8 +149,15 @@ def _find_total_problems(result: Verification, manifest: Manifest) -> list[str]:
     ]
 
 
+def _check_stored_group(root: BuildFolder, entry: GroupEntry, manifest: Manifest) -> None:
+    """Raise ShardError if the file of a group in a store is damaged, whatever the cache has."""
+    if isinstance(root, StoreFolder) and manifest.has_slices:
+        with fresh_file(root, group_path(entry.key), entry.digest):
+            pass
+
+
 def _find_entry_problems(
-    root: Path, entry: GroupEntry, group: Group, manifest: Manifest
+    root: BuildFolder, entry: GroupEntry, group: Group, manifest: Manifest
 ) -> list[str]:
     """Return the differences between a group, its entry in the manifest, and its files."""
     problems = []
@@ -151,14 +167,19 @@ def _find_entry_problems(
     if (entry, manifest.max_length) != (expected, group.max_length):
         problems.append(f"the entry of group {entry.key} in the manifest is not that of its file")
     rejected = root / rejected_path(entry.key)
-    if manifest.has_slices and _file_digest(rejected) != entry.rejected:
+    if isinstance(rejected, StoreFolder):
+        if entry.rejected:
+            with fresh_file(root, rejected_path(entry.key), entry.rejected):
+                pass
+    elif manifest.has_slices and _file_digest(rejected) != entry.rejected:
         problems.append(f"{rejected} is not what was written")
     return problems
 
 
-def _find_index_problems(root: Path, group: Group, found: PackIndex) -> list[str]:
+def _find_index_problems(root: BuildFolder, group: Group, found: PackIndex) -> list[str]:
     """Return the differences between the index of a group and the packs of its readable shards."""
-    index = read_index(root, group)
+    with fresh_file(root, index_path(group.key), group.index_digest) as path:
+        index = read_index_file(path, group)
     if len(found) < len(index) or found.equals(index):
         return []  # a missing shard is a problem already
     return [f"{root / index_path(group.key)} does not have the sizes of the packs"]
@@ -214,12 +235,15 @@ def _find_length_problems(lengths: dict[str, Any], ledger: Ledger) -> list[str]:
     return problems
 
 
-def _find_unlisted_shards(root: Path, manifest: Manifest) -> list[str]:
+def _find_unlisted_shards(root: BuildFolder, manifest: Manifest) -> list[str]:
     """Return the folders with shards missing from every manifest.
 
     A build that was killed while it replaced another one leaves such files, and a program that
-    opens shards/*/*.arrow without the manifest would read them.
+    opens shards/*/*.arrow without the manifest would read them. In a store, they may be those of a
+    build that is running.
     """
+    if isinstance(root, StoreFolder):
+        return []
     problems = []
     for folder in (SHARD_FOLDER, f"{EVAL_FOLDER}/{SHARD_FOLDER}"):
         try:
@@ -237,7 +261,7 @@ def _find_unlisted_shards(root: Path, manifest: Manifest) -> list[str]:
     return problems
 
 
-def _find_eval_problems(root: Path, manifest: Manifest) -> list[str]:
+def _find_eval_problems(root: BuildFolder, manifest: Manifest) -> list[str]:
     """Return the problems with the identity of the evaluation build.
 
     It must be the one that this build was made with. Its shards are not checked here: it is a build
@@ -248,7 +272,7 @@ def _find_eval_problems(root: Path, manifest: Manifest) -> list[str]:
     folder = root / str(manifest.eval.get("folder", ""))
     try:
         # Only a direct subfolder: a manipulated manifest may name any path.
-        digest = read_manifest(folder).digest if folder.parent == root else ""
+        digest = read_manifest(str(folder)).digest if folder.parent == root else ""
     except ManifestError as error:
         return [f"the evaluation build: {error.message}"]
     if digest == manifest.eval.get("digest"):

@@ -9,9 +9,10 @@ CSV, data in memory) is read by the driver, and such a partition carries its lin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from sftprep.config.validation import TextUnit
+from sftprep.config.validation import TextUnit, is_url
 from sftprep.sources.discovery.file_types import kind_of
 from sftprep.sources.discovery.files import find_files
 from sftprep.sources.readers.arrow_tables import arrow_parts, count_arrow_rows, read_arrow_rows
@@ -19,10 +20,13 @@ from sftprep.sources.readers.delimited import delimited_parts
 from sftprep.sources.readers.json_array import document_parts
 from sftprep.sources.readers.lines import (
     FilePart,
+    compression,
+    convert_os_errors,
     line_parts,
     open_input,
     plain_size,
     read_line_range,
+    reject_other_kinds,
     unpacked_blocks,
 )
 from sftprep.sources.readers.parquet_tables import (
@@ -33,6 +37,7 @@ from sftprep.sources.readers.parquet_tables import (
 from sftprep.sources.readers.plain_text import text_file_parts, text_line_parts
 from sftprep.sources.readers.table_lines import Columns
 from sftprep.sources.readers.to_jsonl import strip_null_lines
+from sftprep.stores.cache import copy_of_input
 
 __all__ = [
     "KINDS",
@@ -97,6 +102,7 @@ class Source:
         has_schema: Whether data in memory has the types of a table.
         start: The first byte of the range of the file to read, or its first row in a table.
         end: The byte or row after the range; None for the end of the file.
+        size: The size of an object in a store, from the listing; None for other inputs.
     """
 
     name: str
@@ -110,6 +116,7 @@ class Source:
     has_schema: bool = False
     start: int = 0
     end: int | None = None
+    size: int | None = None
 
     @property
     def is_table(self) -> bool:
@@ -175,7 +182,10 @@ def source_of(file: str, text_unit: TextUnit | None = None) -> Source:
 
 def range_length(source: Source) -> int | None:
     """Return the number of bytes or rows of a file that can be read in ranges; None for others."""
-    return KINDS[source.kind].length(source.file) if source.blocks is None else None
+    if source.blocks is not None or _is_object_of_lines(source.file, source.kind):
+        return source.size
+    with _readable(source.file, source.kind) as file:
+        return KINDS[source.kind].length(file)
 
 
 def cut(inputs: Iterable[str | Source], target: int = PARTITION_BYTES) -> Iterator[Partition]:
@@ -224,9 +234,7 @@ def read_partition(partition: Partition) -> bytes:
     """
     data = partition.payload
     if data is None:
-        data = KINDS[partition.kind].read(
-            partition.file, partition.start, partition.end, partition.columns
-        )
+        data = _read(partition, partition.start, partition.end)
     return strip_null_lines(data) if partition.strip_nulls else data
 
 
@@ -237,13 +245,12 @@ def first_lines(entry: str | Source) -> Iterator[bytes]:
         InputUnreadable: The file is damaged or cannot be read.
     """
     source = source_of(entry) if isinstance(entry, str) else entry
+    if _is_object_of_lines(source.file, source.kind):
+        with convert_os_errors(source.file):
+            reject_other_kinds(source.file)
     # Parts smaller than a partition: a format is detected from a few records.
     for start, end, payload in _file_parts(source, 1 << 20):
-        data = (
-            KINDS[source.kind].read(source.file, start, end, source.columns)
-            if payload is None
-            else payload
-        )
+        data = _read(source, start, end) if payload is None else payload
         yield from (strip_null_lines(data) if source.strip_nulls else data).split(b"\n")
 
 
@@ -251,12 +258,14 @@ def _file_parts(source: Source, target: int) -> Iterator[FilePart]:
     if source.blocks is not None:
         return _number_rows(source.blocks())
     if source.limit is not None and source.kind == "lines":
-        # Records can only be counted by reading them.
-        return (
-            (start, start + len(block), block)
-            for start, block in unpacked_blocks(source.file, target)
+        return _counted_parts(source, target)
+    if source.size is not None and _is_object_of_lines(source.file, source.kind):
+        starts = range(0, source.size, target)
+        parts: Iterator[FilePart] = (
+            (start, min(start + target, source.size), None) for start in starts
         )
-    parts = KINDS[source.kind].parts(source.file, target, source.columns)
+    else:
+        parts = _parts_of_kind(source, target)
     if source.start == 0 and source.end is None:
         return parts
     return (
@@ -264,6 +273,44 @@ def _file_parts(source: Source, target: int) -> Iterator[FilePart]:
         for part in parts
         if source.start <= part[0] and (source.end is None or part[0] < source.end)
     )
+
+
+def _counted_parts(source: Source, target: int) -> Iterator[FilePart]:
+    """Yield the parts of a file of lines with their content, to count the records."""
+    with _readable(source.file, source.kind) as file:
+        for start, block in unpacked_blocks(file, target):
+            yield start, start + len(block), block
+
+
+def _parts_of_kind(source: Source, target: int) -> Iterator[FilePart]:
+    with _readable(source.file, source.kind) as file:
+        yield from KINDS[source.kind].parts(file, target, source.columns)
+
+
+def _read(source: Source | Partition, start: int, end: int) -> bytes:
+    """Return the lines of a range."""
+    with _readable(source.file, source.kind) as file:
+        return KINDS[source.kind].read(file, start, end, source.columns)
+
+
+def _is_object_of_lines(file: str, kind: str) -> bool:
+    """Return whether a file is an object in a store of which ranges are read."""
+    return is_url(file) and kind == "lines" and compression(file) is None
+
+
+@contextmanager
+def _readable(file: str, kind: str) -> Iterator[str]:
+    """Yield a path of a file for the functions of its kind.
+
+    An object in a store is copied to the cache, unless ranges of it are read.
+    """
+    if not is_url(file) or _is_object_of_lines(file, kind):
+        yield file
+        return
+    with ExitStack() as stack:
+        with convert_os_errors(file):
+            path = stack.enter_context(copy_of_input(file))
+        yield str(path)
 
 
 def _number_rows(blocks: Iterator[bytes]) -> Iterator[FilePart]:
@@ -284,7 +331,7 @@ def _limit_records(part: FilePart, limit: int, source: Source) -> tuple[FilePart
         rows = min(end - start, limit)
         return (start, start + rows, None), limit - rows
     if data is None:
-        data = KINDS[source.kind].read(source.file, start, end, source.columns)
+        data = _read(source, start, end)
     lines = data.split(b"\n")
     records = 0
     for number, line in enumerate(lines):

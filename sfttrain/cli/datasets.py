@@ -11,6 +11,7 @@ import sftprep
 from sftprep.config import BuildConfig, check_local_path
 from sftprep.errors import ConfigError, InputNotFound, SftprepError, setting
 from sftprep.shards import is_finished_build
+from sftprep.stores import is_url
 from sftprep.stream import PackedStream
 
 if TYPE_CHECKING:
@@ -55,10 +56,12 @@ def open_data(path: str) -> Any:
 
     Raises:
         InputNotFound: The path does not exist, and no file matches it as a pattern.
-        ConfigError: The path is a URL.
+        ManifestError: The path is a URL, and not that of a finished build.
     """
     if path.startswith(_HUB_PREFIX):
         return path
+    if is_url(path):
+        return sftprep.open_shards(path)
     if not os.path.exists(path):
         check_local_path(path, "DIR")
     folder = Path(path).expanduser()

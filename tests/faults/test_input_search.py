@@ -318,7 +318,7 @@ def test_a_name_that_is_not_utf8_is_an_error(tmp_path, named):
 @pytest.mark.parametrize(
     "path",
     [
-        *("s3://b/x", "s3:/b/x", "s3:b/x", "gs:b", " s3://b/x", "\ts3:b", "s3://b/x ", "s3:"),
+        *("s4://b/x", "s3:/b/x", "s3:b/x", "gs:b", " s3://b/x", "\ts3:b", "s4://b/x ", "s3:"),
         *("simplecache::s3://b/x", "./s3://b/x", "s3_a://b/x", "://x", "data:text,abc", "host:/x"),
         *("C:\\data\\x", "C:/data/x", " C:\\x", "\\\\srv\\share\\x", "~nobody-of-this-name/x"),
         *("b\udcff", "a\0b"),
@@ -347,7 +347,7 @@ def test_the_remedy_suggests_a_path_that_is_accepted(records, tokenizer_dir, tmp
     monkeypatch.chdir(tmp_path)
     rows = records([{"text": "a"}])
     with pytest.raises(ConfigError) as caught:
-        build(rows, tokenizer=tokenizer_dir, output="s3://b/x")
+        build(rows, tokenizer=tokenizer_dir, output="s3:/b/x")
     assert caught.value.remedy.endswith("write ./s3:/b/x")
     build(rows, tokenizer=tokenizer_dir, output="./s3:/b/x")
     assert (tmp_path / "s3:" / "b" / "x" / "manifest.json").exists()

@@ -326,7 +326,7 @@ def test_a_build_that_fails_before_it_works_leaves_no_folder(records, tokenizer_
     with pytest.raises(SftprepError):
         build(path, tokenizer=tokenizer_dir, output=tmp_path / "o" / "p", map="nothing=x")
     with pytest.raises(ConfigError):
-        build(path, tokenizer=tokenizer_dir, output="s3://bucket/o")
+        build(path, tokenizer=tokenizer_dir, output="s3:/bucket/o")
     assert not Path("s3:").exists()
 
 
@@ -470,19 +470,17 @@ def test_a_saved_data_set_that_names_a_split_elsewhere_is_refused(tmp_path):
             find_files((str(tmp_path / "in"),))
 
 
-@pytest.mark.parametrize(
-    "url", ["s3://b/x", "gs://b/x.jsonl", "az://c/x", "file:///tmp/x.jsonl", "http://h/x.jsonl"]
-)
-def test_urls_are_refused_and_nothing_is_written(
+@pytest.mark.parametrize("url", ["s4://b/x", "file:///tmp/x.jsonl", "s3a+b://h/x.jsonl"])
+def test_urls_of_other_protocols_are_refused_and_nothing_is_written(
     records, tokenizer_dir, tmp_path, monkeypatch, url
 ):
     monkeypatch.chdir(tmp_path)
     path = records([{"text": "a"}])
     before = snapshot(tmp_path)
     for output in (url, Path(url), url.upper(), "hf://datasets/org/name"):
-        with pytest.raises(ConfigError, match="URLs are not supported"):
+        with pytest.raises(ConfigError, match="not supported"):
             build(path, tokenizer=tokenizer_dir, output=output)
     for settings_ in ({}, {"eval_input": url}):
-        with pytest.raises(ConfigError, match="URLs are not supported"):
+        with pytest.raises(ConfigError, match="not supported"):
             build(path if settings_ else url, tokenizer=tokenizer_dir, output="o", **settings_)
     assert snapshot(tmp_path) == before

@@ -23,7 +23,7 @@ from sftprep.records.transform import is_transform_reason
 from sftprep.shards.group import InputInfo
 from sftprep.shards.ledger import Ledger
 from sftprep.sources.partition import Source
-from sftprep.sources.readers.lines import convert_os_errors
+from sftprep.sources.readers.lines import convert_os_errors, open_regular
 
 _REJECTED_FIELDS = ("column", "reason", "message", "excerpt")
 _DUPLICATE_REASONS = ("duplicate", "near_duplicate")
@@ -387,7 +387,7 @@ def lines_before(source: Source) -> int:
         return source.start
     # A line belongs to the range in which it starts, so the newline before its first byte counts.
     position, newlines = 0, 0
-    with convert_os_errors(source.file), open(source.file, "rb") as file:
+    with convert_os_errors(source.file), open_regular(source.file) as file:
         while position < source.start - 1:
             chunk = file.read(min(1 << 20, source.start - 1 - position))
             if not chunk:

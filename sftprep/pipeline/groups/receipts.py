@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
@@ -33,7 +32,7 @@ from sftprep.pipeline.groups.receipt_cache import restore_receipt
 from sftprep.pipeline.groups.receipt_files import Receipt, read_receipt, write_receipt
 from sftprep.pipeline.groups.task import GroupDone, GroupInput, GroupTask
 from sftprep.pipeline.passes.spill import read_spill
-from sftprep.pipeline.prepare.inputs import check_mark
+from sftprep.pipeline.prepare.inputs import absolute_path, check_files_unchanged
 from sftprep.shards.group import Group, check_shards
 from sftprep.shards.json_fields import FieldError, parse_fields
 from sftprep.shards.layout import (
@@ -97,7 +96,7 @@ def _describe_input(each: GroupInput) -> list[Any]:
     return [
         source.name,
         # The same relative name may lead to another file from another folder.
-        os.path.abspath(source.file),
+        absolute_path(source),
         each.mark,
         (source.kind, source.start, source.end, source.limit, source.group),
         (source.strip_nulls, None if source.columns is None else sorted(source.columns)),
@@ -133,8 +132,7 @@ def check_marks(task: GroupTask) -> None:
     Raises:
         InputChanged: One of them changed.
     """
-    for each in task.inputs:
-        check_mark(each.source, each.mark)
+    check_files_unchanged((each.source, each.mark) for each in task.inputs)
 
 
 def find_done(task: GroupTask, key: str) -> GroupDone | None:

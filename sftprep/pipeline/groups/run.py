@@ -218,7 +218,7 @@ def _unread_columns(parts: list[PartitionResult], task: GroupTask) -> tuple[tupl
 def _evaluation_part(split: BuildSplit, task: GroupTask) -> EvaluationPart:
     """Return the evaluation records of a group, without those of the training part."""
     parts = split.parts
-    if split.take is not None:
+    if split.take is not None and parts:
         is_taken = np.zeros(sum(len(part.lengths) for part in parts), np.bool_)
         is_taken[split.take] = True
         ends = np.cumsum([len(part.lengths) for part in parts])[:-1]

@@ -13,7 +13,7 @@ from sftprep.config.build import BuildConfig, SourceEntry
 from sftprep.pipeline.passes.overlong import LengthLimit
 from sftprep.pipeline.passes.sequence_stats import StatsRequest
 from sftprep.pipeline.passes.tokenize_pass import PartitionResult
-from sftprep.pipeline.prepare.inputs import Mark
+from sftprep.pipeline.prepare.inputs import InputMark
 from sftprep.recipe import RecipeFile
 from sftprep.shards.group import InputInfo
 from sftprep.sources.partition import Source
@@ -39,7 +39,7 @@ class GroupInput:
     format: str
     recipe: RecipeFile
     recipe_key: str
-    mark: Mark
+    mark: InputMark
 
 
 @dataclass(frozen=True, slots=True)

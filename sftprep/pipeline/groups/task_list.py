@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from sftprep.errors import ConfigError, setting
 from sftprep.pipeline.groups.selection import request_stats
 from sftprep.pipeline.groups.task import GroupInput, GroupSettings, GroupTask
 from sftprep.pipeline.passes.plan_pass import lane_block
+from sftprep.pipeline.prepare.inputs import absolute_path
 from sftprep.pipeline.prepare.setup import Setup
 from sftprep.recipe import RecipeFile
 from sftprep.sources.groups import GroupMember, cut_groups, slice_bytes
@@ -138,7 +138,7 @@ def _group_input(
 ) -> GroupInput:
     source, number = member.source, member.input
     if is_far:
-        source = dataclasses.replace(source, path=os.path.abspath(source.file))
+        source = dataclasses.replace(source, path=absolute_path(source))
     recipe = setup.recipe_of[number]
     return GroupInput(
         number=number,

@@ -44,7 +44,7 @@ from sftprep.shards.manifest import Manifest, read_manifest
 from sftprep.shards.ownership import committed_names, is_final_file, is_work_file
 from sftprep.shards.schema import SHARD_PATTERN
 
-_FINAL_NAME = re.compile(
+FINAL_NAME = re.compile(
     rf"(eval/)?(manifest\.json|{SHARD_FOLDER}/{SHARD_PATTERN}"
     rf"|{GROUP_FOLDER}/{KEY_PATTERN}\.(json|index)|{REJECTED_FOLDER}/{KEY_PATTERN}\.jsonl)"
     rf"|eval/{EVAL_MANIFEST_PATTERN}"
@@ -222,7 +222,7 @@ def _committed_paths(root: Path) -> set[str]:
     """Return the paths named by `commit.json` in the work folder."""
     path = root / WORK_FOLDER / COMMIT_NAME
     names = committed_names(path) if is_file(path) else None
-    return {name for name in names or () if _FINAL_NAME.fullmatch(name)}
+    return {name for name in names or () if FINAL_NAME.fullmatch(name)}
 
 
 def _read_manifest_in(folder: Path) -> tuple[Manifest | None, str]:

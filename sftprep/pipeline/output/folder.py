@@ -114,7 +114,7 @@ class OutputFolder:
         """
         with storage_errors(self.root):
             self._check_unchanged()
-            staged = self._stage(manifest, evaluation)
+            staged = self.stage(manifest, evaluation)
             names = {name for _, name in staged}
             # Shards of groups that have not changed stay where the previous build put them.
             staged = [(path, name) for path, name in staged if not self._is_in_place(path, name)]
@@ -128,7 +128,11 @@ class OutputFolder:
                 self.previous - names, key=lambda name: not name.endswith(MANIFEST_NAME)
             )
             _remove(self.root, obsolete)
-            _clean_work_folder(self.work, keep_spill=keep_spill)
+            self.clean(keep_spill=keep_spill)
+
+    def clean(self, *, keep_spill: bool) -> None:
+        """Remove the files of this build from the work folder, apart from spills to keep."""
+        _clean_work_folder(self.work, keep_spill=keep_spill)
 
     def _is_in_place(self, path: Path, name: str) -> bool:
         return name in self.previous and not path.exists() and (self.root / name).exists()
@@ -139,7 +143,7 @@ class OutputFolder:
         if appeared:
             raise user_files_error(self.root, sorted(appeared))
 
-    def _stage(self, manifest: Manifest, evaluation: Manifest | None) -> list[tuple[Path, str]]:
+    def stage(self, manifest: Manifest, evaluation: Manifest | None) -> list[tuple[Path, str]]:
         """Write the manifests to the work folder; list all files with their final names.
 
         The files are moved in this order. The manifest of the training build is the last one: it

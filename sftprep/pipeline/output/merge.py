@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sftprep.config.validation import is_url
 from sftprep.core.atomic_write import create_folder, storage_errors, temporary_path, write_bytes
 from sftprep.core.regular_files import open_regular_file
-from sftprep.errors import ManifestError, MismatchError, ShardError, setting
+from sftprep.errors import ConfigError, ManifestError, MismatchError, ShardError, setting
 from sftprep.pipeline.output.folder import OutputFolder, claim_output
 from sftprep.pipeline.output.root_manifest import Totals, link_evaluation
 from sftprep.pipeline.prepare.manifest_fields import describe_rendering
@@ -50,6 +51,7 @@ def merge(
         The manifest of the new build.
 
     Raises:
+        ConfigError: A folder or the output is in a store.
         MismatchError: The builds have other settings, tokenizers or templates, or the same group.
         ManifestError: A folder is not a build, or it has a format before version 2.0.
         ShardError: A shard is missing or has another size.
@@ -58,6 +60,12 @@ def merge(
     Example:
         merge("build-2024", "build-2025", output="build")
     """
+    for place in (*folders, output):
+        if is_url(place):
+            raise ConfigError(
+                f"{place} is in a store, and only builds in local folders can be merged",
+                remedy="copy the builds to local folders, merge them, and copy the merged build",
+            )
     builds = [read_manifest(folder) for folder in folders]
     _check_builds(builds)
     evaluations = [build for build in map(_read_evaluation, builds) if build is not None]
@@ -135,7 +143,7 @@ def _read_evaluation(build: Manifest) -> Manifest | None:
     """Return the evaluation build of a build, if there is one."""
     if not build.eval or build.folder is None:
         return None
-    evaluation = read_manifest(build.folder / EVAL_FOLDER)
+    evaluation = read_manifest(str(build.folder / EVAL_FOLDER))
     if evaluation.digest != build.eval["digest"]:
         raise ManifestError(
             f"the evaluation build in {evaluation.folder} belongs to another build",
@@ -191,7 +199,7 @@ def _stage_group(
 ) -> None:
     """Put the files of a group into the staging folder, under the same names."""
     folder = build.folder
-    assert folder is not None
+    assert isinstance(folder, Path)
     for shard in build.read_group(number).shards:
         name = f"{SHARD_FOLDER}/{shard.name}"
         _check_size(folder / name, shard.bytes)

@@ -17,6 +17,7 @@ from sftprep.core.atomic_write import storage_errors, temporary_path
 from sftprep.core.hashing import digest
 from sftprep.errors import ConfigError, setting
 from sftprep.pipeline.executors.base import find_versions
+from sftprep.pipeline.prepare.inputs import absolute_path
 from sftprep.pipeline.prepare.manifest_fields import manifest_settings
 from sftprep.pipeline.prepare.setup import Setup
 from sftprep.shards.layout import IDENTITY_FIELD, IDENTITY_NAME
@@ -82,7 +83,7 @@ def _describe_identity(config: BuildConfig, setup: Setup) -> dict[str, Any]:
     """Return what the parts of a build have in common, as JSON values."""
     output = config.output
     inputs = [
-        digest(os.path.abspath(each.source.file), each.mark, form, setup.recipe_of[number])[:8]
+        digest(absolute_path(each.source), each.mark, form, setup.recipe_of[number])[:8]
         for number, (each, form) in enumerate(zip(setup.inputs, setup.formats, strict=True))
     ]
     identity = {

@@ -9,19 +9,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sftprep.config.build import BuildConfig, SourceEntry
+from sftprep.config.validation import is_url
 from sftprep.errors import ConfigError, InputChanged, InputUnreadable, setting
 from sftprep.sources.discovery.files import reject_duplicates
 from sftprep.sources.discovery.inputs import files_of_input
 from sftprep.sources.partition import Source, source_of
 from sftprep.sources.readers.lines import convert_os_errors
+from sftprep.stores.folder import Mark, marks_of
 
-Stamp = tuple[int, int, int, int]
-"""Size, modification time, change time and inode of a file."""
+Stamp = tuple[int, int, int, int] | Mark
+"""Size, modification time, change time and inode of a file; for an object in a store, its mark."""
 
-
-Mark = tuple[int, int] | str
-"""Size and modification time of a file: what is recorded of it between builds. Data in memory has a
-random mark, which no other build knows."""
+InputMark = tuple[int, int] | Mark | str
+"""What is recorded of an input between builds: size and modification time of a file, or the mark of
+an object in a store. Data in memory has a random mark, which no other build knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,11 @@ class Input:
     evaluation: bool = False
 
     @property
-    def mark(self) -> Mark:
+    def mark(self) -> InputMark:
         """The mark of the file, or another one each time for data in memory."""
-        return secrets.token_hex(16) if self.stamp is None else self.stamp[:2]
+        if self.stamp is None:
+            return secrets.token_hex(16)
+        return self.stamp if isinstance(self.stamp, Mark) else self.stamp[:2]
 
 
 def find_inputs(
@@ -82,8 +85,10 @@ def find_inputs(
             found_entries = config.entries()
         for entry in found_entries:
             inputs += (
-                Input(source, len(entries), stamp(source.file), evaluation)
-                for source in _find_sources(entry, len(entries), config, evaluation=evaluation)
+                Input(source, len(entries), mark or stamp(source.file), evaluation)
+                for source, mark in _find_sources(
+                    entry, len(entries), config, evaluation=evaluation
+                )
             )
             entries.append(entry)
     # The training inputs are first, so the first one is for evaluation only if there are none.
@@ -119,7 +124,7 @@ def stamp(file: str) -> Stamp:
 
 def _find_sources(
     entry: SourceEntry, number: int, config: BuildConfig, *, evaluation: bool
-) -> list[Source]:
+) -> list[tuple[Source, Mark | None]]:
     # With eval_split, a source is searched once for each of its two splits, and the search must
     # know the other split to tell the files apart.
     other_split = config.evaluation.eval_split
@@ -142,13 +147,17 @@ def _find_sources(
     ]
     strip = bool(entry.strip_nulls)
     return [
-        dataclasses.replace(
-            source_of(f.path, text_unit),
-            name=f.name,
-            limit=entry.limit,
-            group=number,
-            strip_nulls=strip,
-            path=f.path,
+        (
+            dataclasses.replace(
+                source_of(f.path, text_unit),
+                name=f.name,
+                limit=entry.limit,
+                group=number,
+                strip_nulls=strip,
+                path=f.path,
+                size=f.mark and f.mark.size,
+            ),
+            f.mark,
         )
         for f in files
     ]
@@ -161,30 +170,37 @@ def _with_read_settings(source: Source, config: BuildConfig, number: int) -> Sou
     )
 
 
+def absolute_path(source: Source) -> str:
+    """Return the path of a file from the root folder, or the URL of an object in a store."""
+    return source.file if is_url(source.file) else os.path.abspath(source.file)
+
+
 def check_unchanged(inputs: Iterable[Input]) -> None:
     """Raise InputChanged if an input file changed since the setup."""
-    for each in inputs:
-        if each.stamp is not None:
-            _check_stamp(each.source, each.stamp)
+    _check_stamps([(each.source, each.stamp) for each in inputs if each.stamp is not None])
 
 
-def check_mark(source: Source, mark: Mark) -> None:
-    """Raise InputChanged if a file has another mark."""
-    if not isinstance(mark, str):
-        _check_stamp(source, mark)
+def check_files_unchanged(files: Iterable[tuple[Source, InputMark]]) -> None:
+    """Raise InputChanged if one of the files has another mark."""
+    _check_stamps([(source, mark) for source, mark in files if not isinstance(mark, str)])
 
 
-def _check_stamp(source: Source, expected: tuple[int, ...]) -> None:
+def _check_stamps(files: Sequence[tuple[Source, Stamp | tuple[int, int]]]) -> None:
     """Raise InputChanged if the stamp of a file does not start with the expected numbers."""
-    try:
-        is_unchanged = stamp(source.file)[: len(expected)] == expected
-    except InputUnreadable as error:
-        raise InputChanged(
-            f"{source.name} was removed or replaced while the build ran",
-            remedy="put the file back or omit it, and run the build again",
-        ) from error
-    if not is_unchanged:
-        raise InputChanged(
-            f"{source.name} changed while the build ran",
-            remedy="run the build again when no process writes to the file",
-        )
+    marks = marks_of(source.file for source, expected in files if isinstance(expected, Mark))
+    for source, expected in files:
+        try:
+            if isinstance(expected, Mark):
+                is_unchanged = marks.get(source.file) == expected
+            else:
+                is_unchanged = stamp(source.file)[: len(expected)] == expected
+        except InputUnreadable as error:
+            raise InputChanged(
+                f"{source.name} was removed or replaced while the build ran",
+                remedy="put the file back or omit it, and run the build again",
+            ) from error
+        if not is_unchanged:
+            raise InputChanged(
+                f"{source.name} changed while the build ran",
+                remedy="run the build again when no process writes to the file",
+            )

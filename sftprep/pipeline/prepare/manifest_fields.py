@@ -14,6 +14,7 @@ _RENDERING = ("template.", "masks.")
 _REASON_PREFIX = "masks.because."
 _NOT_STORED = (
     *("output", "workers", "executor", "ray_address", "overwrite", "keep_spill"),
+    "scratch",
     *("on_bad_record", "max_rejected", "part"),
 )
 """Settings that do not change a byte of the shards: the same build made elsewhere, or in another

@@ -22,6 +22,7 @@ from sftprep.errors import ConfigError, FormatError, HubError, InputNotFound, fi
 from sftprep.sources.discovery.file_types import is_data, kind_of
 from sftprep.sources.discovery.hub_splits import choose_config, files_of_splits, glob_matches
 from sftprep.sources.discovery.saved import choose_split
+from sftprep.stores.folder import Mark
 
 _PREFIX = "hf://datasets/"
 _NAME = re.compile(
@@ -38,10 +39,12 @@ class FoundFile:
     Attributes:
         path: The path of the local copy.
         name: The name in the manifest, which contains the commit; for a local file, its path.
+        mark: The mark of an object in a store, whose `path` is a URL; None for a file.
     """
 
     path: str
     name: str
+    mark: Mark | None = None
 
 
 @dataclass(frozen=True, slots=True)

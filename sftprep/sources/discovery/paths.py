@@ -12,6 +12,7 @@ import re
 import stat
 from pathlib import Path
 
+from sftprep.config.validation import is_url
 from sftprep.errors import InputUnreadable
 from sftprep.shards.layout import (
     GROUP_FOLDER,
@@ -47,6 +48,8 @@ def work_folder_of(path: str) -> Path | None:
 
 def file_identity(path: str) -> object:
     """Return an equal value for all paths of one file, including hard links."""
+    if is_url(path):
+        return path
     try:
         status = os.stat(path)
     except OSError:

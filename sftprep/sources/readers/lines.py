@@ -7,9 +7,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
+from sftprep.config.validation import is_url
 from sftprep.core.chunking import in_groups
 from sftprep.core.regular_files import NotRegularError, open_regular_file
 from sftprep.errors import InputChanged, InputUnreadable, source_name
+from sftprep.stores.folder import size_of_object
+from sftprep.stores.range_file import least_size, open_object
 
 LARGEST_LINE = 64 * 1024 * 1024
 """Longer lines, in bytes, are rejected and never held in memory as a whole."""
@@ -18,6 +21,8 @@ FilePart = tuple[int, int, "bytes | None"]
 """The start and end of a part of a file, in bytes or rows, and its lines where workers cannot read
 them themselves."""
 
+_LINE_AHEAD = 64 << 10
+"""Bytes that are read of an object after a range, for the end of the last line in it."""
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -44,7 +49,7 @@ def line_parts(file: str, target: int) -> Iterator[FilePart]:
     else:
         size = file_size(file)
         with convert_os_errors(file):
-            _reject_other_kinds(file)
+            reject_other_kinds(file)
         for start in range(0, size, target):
             yield start, min(start + target, size), None
 
@@ -69,7 +74,9 @@ def locate_lines(file: str, start: int, end: int) -> tuple[int, bytes]:
 
     See `read_line_range`.
     """
-    with convert_os_errors(file), open_regular(file) as stream:
+    # Of an object, one request reads the range, and usually the rest of its last line.
+    read_ahead = end - start + _LINE_AHEAD
+    with convert_os_errors(file), open_regular(file, read_ahead=read_ahead) as stream:
         # A line that starts at `start` is part of the range: the newline before it is searched.
         begin = 0 if start == 0 else _find_line_start(stream, start - 1, end - 1)
         if begin is None:
@@ -79,7 +86,8 @@ def locate_lines(file: str, start: int, end: int) -> tuple[int, bytes]:
             data = stream.read(end - begin)
             data = data if data.endswith(b"\n") else data + _read_rest_of_line(stream, data)
         # The size is checked after the reading: what was read before is complete then.
-        reject_shorter(file, os.fstat(stream.fileno()).st_size, end)
+        size = least_size(stream) if is_url(file) else os.fstat(stream.fileno()).st_size
+        reject_shorter(file, size, end)
         return begin, data
 
 
@@ -171,7 +179,7 @@ def open_input(file: str) -> BinaryIO:
     import pyarrow as pa
 
     with convert_os_errors(file):
-        _reject_other_kinds(file)
+        reject_other_kinds(file)
         kind = compression(file)
         if kind is None:
             return open_regular(file)
@@ -180,15 +188,21 @@ def open_input(file: str) -> BinaryIO:
         return stream
 
 
-def open_regular(file: str) -> BinaryIO:
+def open_regular(file: str, *, read_ahead: int = 8 << 20) -> BinaryIO:
     """Open a file for reading without blocking.
 
     An input may have been replaced by a named pipe, and opening that would wait for a writer.
+
+    Args:
+        file: The path, or the URL of an object.
+        read_ahead: The least number of bytes of a request for an object.
 
     Raises:
         InputUnreadable: It is not a regular file.
         OSError: It cannot be opened.
     """
+    if is_url(file):
+        return open_object(file, read_ahead=read_ahead)
     try:
         return open_regular_file(file)
     except NotRegularError as error:
@@ -208,8 +222,14 @@ _SIGNATURES: dict[bytes, tuple[str, str]] = {
 """The first bytes of files that are not text -> what the file is, and the remedy."""
 
 
-def _reject_other_kinds(file: str) -> None:
-    with open_regular(file) as raw:
+def reject_other_kinds(file: str) -> None:
+    """Reject a file with the signature of another kind than its name says.
+
+    Raises:
+        InputUnreadable: It has one.
+        OSError: It cannot be opened.
+    """
+    with open_regular(file, read_ahead=_LINE_AHEAD) as raw:
         start = raw.read(8)
     # Both byte orders. Windows programs write UTF-16, and every line of it would be a bad record.
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -248,7 +268,7 @@ def file_size(file: str) -> int:
         InputUnreadable: It does not exist any more, or may not be accessed.
     """
     with convert_os_errors(file):
-        return os.path.getsize(file)
+        return size_of_object(file) if is_url(file) else os.path.getsize(file)
 
 
 def _find_line_start(file: BinaryIO, first: int, last: int) -> int | None:

@@ -16,12 +16,12 @@ from typing import Any
 
 from sftprep.config.build import BuildConfig
 from sftprep.config.user_functions import resolve_function
-from sftprep.config.validation import TextUnit
+from sftprep.config.validation import TextUnit, check_local_path, is_url
 from sftprep.errors import ConfigError
 from sftprep.pipeline.prepare.setup import inspect_source, log_notices
 from sftprep.recipe import Recipe
 from sftprep.sources.discovery.files import reject_duplicates
-from sftprep.sources.discovery.hub import FoundFile
+from sftprep.sources.discovery.hub import FoundFile, is_hub_name
 from sftprep.sources.discovery.inputs import files_of_input
 from sftprep.sources.in_memory import dataset_kind
 from sftprep.sources.lanes import block_bytes, is_plain
@@ -172,6 +172,8 @@ def _open_files(
 
 def _find_files(name: str, config: BuildConfig) -> list[FoundFile]:
     read = config.read
+    if is_url(name) and not is_hub_name(name):
+        check_local_path(name, "the input of a stream")
     return files_of_input(
         name,
         split=read.split,

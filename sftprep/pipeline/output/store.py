@@ -1,0 +1,274 @@
+"""The output of a build in an object store.
+
+The build works in a local scratch folder, like a build in a local folder. The commit has three
+steps:
+
+1. put the shards, the files of groups and the rejected records: their names contain digests of
+   their content or of their records, and no manifest names them yet;
+2. write the manifest, on the condition that it is still missing, or still the one that is replaced:
+   the store decides between builds, and the one that loses gets OutputBusy;
+3. remove the files that only the replaced manifest names.
+
+Nothing depends on a lock, a rename or a listing. What killed builds leave is removed by
+`garbage.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+from sftprep.config.build import OutputConfig
+from sftprep.config.cache_location import cache_dir
+from sftprep.core.atomic_write import storage_errors
+from sftprep.errors import ManifestError, OutputBusy, OutputExists, StorageError, setting
+from sftprep.pipeline.output.folder import OutputFolder, claim_output
+from sftprep.shards.layout import (
+    EVAL_FOLDER,
+    LARGEST_MANIFEST,
+    MANIFEST_NAME,
+    SHARD_FOLDER,
+    group_path,
+    index_path,
+    rejected_path,
+)
+from sftprep.shards.manifest import Manifest, parse_manifest, read_manifest
+from sftprep.stores.folder import BuildFolder, Mark, StoreFolder
+
+_ATTEMPTS = 5
+"""How often the manifest is written while the store says that another write is in progress."""
+
+
+class _Committed(NamedTuple):
+    """The manifest of a finished build."""
+
+    content: bytes
+    mark: Mark
+    manifest: Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputStore:
+    """The output of a build in a store, with the interface of `OutputFolder`.
+
+    Attributes:
+        root: Its folder in the store.
+        scratch: The local folder that the build works in.
+        replaced: The build that was there at the start; None if there was none.
+    """
+
+    root: StoreFolder
+    scratch: OutputFolder
+    replaced: _Committed | None
+
+    @property
+    def work(self) -> Path:
+        """The folder of spills, recipes and uncommitted files."""
+        return self.scratch.work
+
+    def staging(self, *, evaluation: bool) -> Path:
+        """Return the folder for the files of a build before the commit."""
+        return self.scratch.staging(evaluation=evaluation)
+
+    def commit(self, manifest: Manifest, evaluation: Manifest | None, *, keep_spill: bool) -> None:
+        """Replace the previous build by the finished one.
+
+        Args:
+            manifest: The manifest of the training build.
+            evaluation: The manifest of the evaluation build, if there is one.
+            keep_spill: Whether to keep the spills in the scratch folder.
+
+        Raises:
+            ConfigError: A manifest is larger than the largest one that can be read.
+            OutputBusy: Another build has committed since the start of this one.
+            OutputExists: Files of the previous build would change before the commit.
+            StorageError: The store cannot be written to.
+        """
+        with storage_errors(self.scratch.root):
+            *files, (manifest_path, _) = self.scratch.stage(manifest, evaluation)
+            content = manifest_path.read_bytes()
+        previous = set() if self.replaced is None else _file_names(self.root, self.replaced)
+        self._check_kept(manifest, evaluation)
+        self.root.put(files)
+        self._write_manifest(content)
+        # Another build may have replaced this one already, and may use the files again.
+        if (current := _read_committed(self.root)) and current.content == content:
+            self.root.remove(previous - {name for _, name in files} - {MANIFEST_NAME})
+        with storage_errors(self.scratch.root):
+            self.scratch.clean(keep_spill=keep_spill)
+
+    def _check_kept(self, manifest: Manifest, evaluation: Manifest | None) -> None:
+        """Check that no file of the previous build is replaced by one with other content.
+
+        The name of a file of a group contains the digest of its records, but the file names the
+        inputs and the version as well.
+
+        Raises:
+            OutputExists: One would be.
+        """
+        if self.replaced is None:
+            return
+        pairs = [(self.replaced.manifest, manifest)]
+        if evaluation is not None and self.replaced.manifest.eval:
+            pairs.append((read_manifest(str(self.root / EVAL_FOLDER)), evaluation))
+        for old, new in pairs:
+            before = {entry.key: entry for entry in old.groups}
+            for entry in new.groups:
+                found = before.get(entry.key, entry)
+                if found.digest != entry.digest or found.rejected not in ("", entry.rejected):
+                    raise OutputExists(
+                        f"{self.root} holds a build of the same records from other files or by"
+                        " another version, and would be damaged until this one is complete",
+                        remedy=f"choose another {setting('output')}, or remove that build",
+                    )
+
+    def _write_manifest(self, content: bytes) -> None:
+        """Write the manifest if no other build has; this commits the build.
+
+        Raises:
+            OutputBusy: Another build has written one.
+            StorageError: The store cannot be written to.
+        """
+        mark = self.replaced and self.replaced.mark
+        for attempt in range(_ATTEMPTS):
+            failure = None
+            try:
+                if mark is None:
+                    is_written = self.root.create(MANIFEST_NAME, content)
+                else:
+                    is_written = self.root.replace(MANIFEST_NAME, content, mark)
+            except StorageError as error:
+                is_written, failure = False, error
+            if is_written:
+                return
+            current = _read_manifest_object(self.root)
+            if current is not None and current[0] == content:
+                return  # it was written, and the response was lost
+            if failure is not None:
+                raise failure
+            if (current and current[1]) != mark:
+                break
+            time.sleep(0.1 * 2**attempt)
+        raise OutputBusy(
+            f"another build was committed to {self.root} while this one ran",
+            remedy=f"look at it, then run this one again with {setting('overwrite', True)}",
+        )
+
+
+@contextmanager
+def claim_place(root: BuildFolder, settings: OutputConfig) -> Iterator[OutputFolder | OutputStore]:
+    """Claim an output folder, local or in a store, while the block runs.
+
+    Args:
+        root: The folder.
+        settings: The settings of the output.
+
+    Raises:
+        ConfigError: The store does not decide between builds.
+        OutputExists: It holds a finished build that may not be replaced, or files of a user.
+        OutputBusy: Another build on this machine works for the same output.
+        StorageError: The folder cannot be written.
+    """
+    if isinstance(root, Path):
+        with claim_output(root, overwrite=settings.overwrite) as output:
+            yield output
+        return
+    replaced = _read_committed(root)
+    if replaced is not None and not settings.overwrite:
+        raise OutputExists(
+            f"{root} holds a finished build of {replaced.manifest.rows:,} packs",
+            remedy=[
+                f"replace it with {setting('overwrite', True)}",
+                f"choose another {setting('output')}",
+            ],
+        )
+    root.check_conditions()
+    scratch = Path(settings.scratch).absolute() if settings.scratch else cache_dir() / "scratch"
+    # A folder of its own for each output, whose spills are found again after a kill.
+    scratch = scratch / sha256(root.url.encode()).hexdigest()[:16]
+    with claim_output(scratch, overwrite=True) as local:
+        yield OutputStore(root=root, scratch=local, replaced=replaced)
+
+
+def _read_committed(root: StoreFolder) -> _Committed | None:
+    """Return the build in a folder; None if there is none.
+
+    Raises:
+        OutputExists: The folder has a manifest that cannot be read.
+    """
+    found = _read_manifest_object(root)
+    if found is None:
+        return None
+    content, mark = found
+    try:
+        return _Committed(content, mark, parse_manifest(content, root))
+    except ManifestError as error:
+        raise OutputExists(
+            f"{root} has a {MANIFEST_NAME} that is not that of a build ({error.message})",
+            remedy=f"choose another {setting('output')}, or remove the file",
+        ) from error
+
+
+def _read_manifest_object(root: StoreFolder) -> tuple[bytes, Mark] | None:
+    """Return the content and the mark of the manifest, of one moment; None if there is none.
+
+    Raises:
+        OutputBusy: It is replaced all the time.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            mark = root.mark(MANIFEST_NAME)
+            content = root.read_range(MANIFEST_NAME, 0, min(mark.size, LARGEST_MANIFEST) + 1)
+            if root.mark(MANIFEST_NAME) == mark:
+                return content, mark
+        except FileNotFoundError:
+            return None
+    raise OutputBusy(f"{root}/{MANIFEST_NAME} keeps changing", remedy="run it again later")
+
+
+def _file_names(root: StoreFolder, committed: _Committed) -> set[str]:
+    """Return the names of the files of a finished build, without its manifest.
+
+    A group whose file is damaged is left out: what it names is not known.
+    """
+    names = build_names("", committed.manifest, skip_damaged=True)
+    if committed.manifest.eval:
+        try:
+            evaluation = read_manifest(str(root / EVAL_FOLDER))
+        except ManifestError:
+            return names
+        names |= build_names(f"{EVAL_FOLDER}/", evaluation, skip_damaged=True)
+        names.add(f"{EVAL_FOLDER}/{committed.manifest.eval.get('manifest')}")
+    return names
+
+
+def build_names(prefix: str, manifest: Manifest, *, skip_damaged: bool = False) -> set[str]:
+    """Return the names of the files of a build, without its manifest.
+
+    Args:
+        prefix: The path of the build in its output folder: "", or "eval/".
+        manifest: Its manifest.
+        skip_damaged: Whether to leave out groups whose file cannot be read.
+
+    Raises:
+        ManifestError: The file of a group cannot be read.
+    """
+    names = set()
+    for number, entry in enumerate(manifest.groups):
+        try:
+            shards = manifest.read_group(number).shards
+        except ManifestError:
+            if not skip_damaged:
+                raise
+            continue
+        names |= {f"{prefix}{SHARD_FOLDER}/{shard.name}" for shard in shards}
+        if manifest.has_slices:
+            names |= {prefix + group_path(entry.key), prefix + index_path(entry.key)}
+        if entry.rejected:
+            names.add(prefix + rejected_path(entry.key))
+    return names
