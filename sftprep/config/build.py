@@ -202,8 +202,7 @@ class OutputConfig:
     max_rejected: str = "1%"
     """Maximum number of quarantined records: a percentage (1%) or a count (250)."""
     scratch: str | None = None
-    """Local folder of the intermediate files, if the output is in an object store. Default: in the
-    cache."""
+    """Local folder of the intermediate files of an output in a store. Default: in the cache."""
     keep_spill: bool = False
     """Keep the intermediate files; a later build of the same records reuses them, also with other
     lengths or packing."""
