@@ -24,16 +24,19 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	PATH="$(abspath $(BIN)):$$PATH" bash examples/demo.sh
 
+# One more than cores, because some tests wait for other processes.
+TEST_WORKERS ?= $(shell expr $$(nproc 2> /dev/null || echo 1) + 1)
+
 # A worker gets a range of neighbouring tests, so that it builds what the tests of a module share only once.
 test: setup
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "not slow and not gpu"
 
 # With slow tests, and with more random examples: before a release.
 test-all: setup
-	THOROUGH_TESTS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu"
+	THOROUGH_TESTS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "not gpu"
 
 coverage: setup
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu" --cov --cov-report=term
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "not slow and not gpu" --cov --cov-report=term
 
 lint: setup
 	$(BIN)/ruff check .

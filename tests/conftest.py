@@ -12,13 +12,20 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import hypothesis
 import pytest
+
+from tests.support import thorough
 
 # Tests neither look at a user's cache nor leave anything in it, and fetch nothing.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # One thread for tiny models: more would only wait for each other, and for other tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Property tests without a number of their own; 100 is the default of hypothesis.
+hypothesis.settings.register_profile("short", max_examples=thorough(100, default=50))
+hypothesis.settings.load_profile("short")
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

@@ -176,7 +176,7 @@ def test_a_kill_after_a_kill_at_every_moment_still_ends_in_the_same_bytes(small,
 
 def test_a_build_after_a_kill_at_every_moment_leaves_no_work_folder(small, tmp_path):
     build(small(tmp_path / "golden"))
-    for change in range(0, 1000, EVERY):
+    for change in range(0, 1000, 2 * EVERY):
         folder = tmp_path / f"o{change}"
         killed = killed_before(change, folder, lambda f=folder: build(small(f)) and None)
         if killed:

@@ -292,9 +292,9 @@ def test_the_sequences_with_omissions_are_flagged(build: Any, tmp_path: Path) ->
     assert sum("dropped a part of the record" in line for line in lines) == 1
 
 
-def test_without_an_omission_there_is_no_column_of_flags(build: Any, tmp_path: Path) -> None:
+def test_without_an_omission_no_sequence_has_a_flag(build: Any, tmp_path: Path) -> None:
     build([QUESTION, ANSWER])
-    assert all(pack.flags is None for pack in sftprep.open_shards(tmp_path / "out"))
+    assert [pack.flags.tolist() for pack in sftprep.open_shards(tmp_path / "out")] == [[0]]
 
 
 @pytest.mark.parametrize("extra", [{"id": "a b1"}, {"date": "2024-07-26 10:00"}, {"score": 5}])
