@@ -6,10 +6,15 @@
 from __future__ import annotations
 
 import json
-from hashlib import sha256
+import os
+from collections.abc import Callable
+from hashlib import file_digest, sha256
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sftprep.core.regular_files import open_regular_file
 
 # The increment (2**64 divided by the golden ratio) and the two multipliers of SplitMix64.
 _INCREMENT = 0x9E3779B97F4A7C15
@@ -24,6 +29,21 @@ def digest(*parts: object) -> str:
             "utf-8", "surrogatepass"
         )
     ).hexdigest()
+
+
+def digest_of_file(path: str | os.PathLike[str], kind: Callable[[], Any] = sha256) -> str:
+    """Return the digest of a regular file, in hex.
+
+    Args:
+        path: The file.
+        kind: The hash function: `sha256`, or one of xxhash.
+
+    Raises:
+        NotRegularError: The path is not a regular file or a link to one.
+        OSError: The file cannot be read.
+    """
+    with open_regular_file(path) as file:
+        return file_digest(file, kind).hexdigest()
 
 
 def hash64(*parts: int) -> int:

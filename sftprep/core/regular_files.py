@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import BinaryIO
+from io import BufferedReader
 
 
 class NotRegularError(OSError):
@@ -15,7 +15,7 @@ class NotRegularError(OSError):
         self.strerror = "it is not a regular file"
 
 
-def open_regular_file(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular_file(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a regular file for reading.
 
     Raises:

@@ -119,8 +119,7 @@ def build(
         _check_groups(manifest, config)
         check_unchanged(setup.inputs)
         manifest = link_evaluation(manifest, evaluation)
-        keep_results(output.work)
-        limit_spills(output.work, done)
+        _keep_for_later_builds(output.work, tasks, done, keep_spill=config.output.keep_spill)
         output.commit(manifest, evaluation, keep_spill=config.output.keep_spill)
     return BuildReport(
         folder,
@@ -132,6 +131,15 @@ def build(
         evaluation=evaluation and dataclasses.replace(evaluation, folder=folder / EVAL_FOLDER),
         readings=_complete_readings(setup.readings, tasks, done),
     )
+
+
+def _keep_for_later_builds(
+    work: Path, tasks: list[GroupTask], done: list[GroupDone], *, keep_spill: bool
+) -> None:
+    unknown = {each.receipt for task, each in zip(tasks, done, strict=True) if task.is_unique}
+    keep_results(work, without=unknown)
+    if keep_spill:  # otherwise the commit removes all spills
+        limit_spills(work, done)
 
 
 def _check_complete(rounds: Rounds, work: Path) -> None:

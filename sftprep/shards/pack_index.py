@@ -20,7 +20,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from sftprep.core.atomic_write import write_bytes
-from sftprep.core.regular_files import open_regular_file, read_regular_file
+from sftprep.core.hashing import digest_of_file
+from sftprep.core.regular_files import read_regular_file
 from sftprep.errors import ShardError
 from sftprep.shards.group import Group
 from sftprep.shards.layout import index_path
@@ -187,8 +188,7 @@ def _cached_index(path: Path, packs: int, digest: str) -> PackIndex:
 def is_index(path: Path, digest: str) -> bool:
     """Return whether a file is the index with a digest."""
     try:
-        with open_regular_file(path) as file:
-            return xxhash.xxh3_128_hexdigest(file.read()) == digest
+        return digest_of_file(path, xxhash.xxh3_128) == digest
     except OSError:
         return False
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sftprep.core.regular_files import open_regular_file
+from sftprep.core.hashing import digest_of_file
 from sftprep.errors import ManifestError, ShardError
 from sftprep.shards.group import Group, GroupEntry, ShardInfo
 from sftprep.shards.layout import (
@@ -187,16 +187,12 @@ def _find_index_problems(root: BuildFolder, group: Group, found: PackIndex) -> l
 
 def _file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, in hex; "" if it does not exist."""
-    digest = sha256()
     try:
-        with open_regular_file(path) as file:
-            while chunk := file.read(1 << 24):
-                digest.update(chunk)
+        return digest_of_file(path)
     except FileNotFoundError:
         return ""
     except OSError as error:
         raise ShardError(f"cannot read {path}: {error.strerror}", remedy="") from error
-    return digest.hexdigest()
 
 
 def _find_input_problems(group: Group, manifest: Manifest) -> list[str]:

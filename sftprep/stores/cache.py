@@ -19,12 +19,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import xxhash
 
 from sftprep.config.cache_location import cache_dir, cache_limit
 from sftprep.core.atomic_write import storage_errors, temporary_path
+from sftprep.core.hashing import digest_of_file
 from sftprep.errors import InputChanged, ShardError
 from sftprep.stores.folder import BuildFolder, StoreFolder
 
@@ -33,7 +34,6 @@ _ATTEMPTS = 20
 """How often a copy is fetched that other processes remove before it is opened."""
 _TOUCHED_AFTER = 60.0
 """Seconds until the use of a copy is recorded again. Without this, each access would be a write."""
-_CHUNK = 1 << 24
 _XXH3_DIGITS = 32
 _DIGEST = re.compile(rf"[0-9a-f]{{{_XXH3_DIGITS}}}|[0-9a-f]{{64}}")
 _FETCH_AGAIN = ("check the object in the store, and build again",)
@@ -94,8 +94,8 @@ def _fetch_checked(folder: StoreFolder, name: str, digest: str, path: Path) -> N
     except FileNotFoundError as error:
         raise ShardError(f"{folder}/{name} is missing", remedy=_FETCH_AGAIN) from error
     with storage_errors(path):
-        state = xxhash.xxh3_128() if len(digest) == _XXH3_DIGITS else sha256()
-        if _digest_file(path, state) != digest:
+        kind = xxhash.xxh3_128 if len(digest) == _XXH3_DIGITS else sha256
+        if digest_of_file(path, kind) != digest:
             raise _damaged(folder, name)
 
 
@@ -103,15 +103,6 @@ def _damaged(folder: StoreFolder, name: str) -> ShardError:
     return ShardError(
         f"{folder}/{name} is damaged: its content is not what was written", remedy=_FETCH_AGAIN
     )
-
-
-def _digest_file(path: Path, digest: Any) -> str:
-    """Return the digest of a file in hex, from the empty state of a hash function."""
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    found: str = digest.hexdigest()
-    return found
 
 
 @contextmanager

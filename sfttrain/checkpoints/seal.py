@@ -16,6 +16,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import file_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,6 @@ INCOMPLETE_NAME = "sft_incomplete"
 that were in the folder, with their times and sizes."""
 _TRANSFORMERS_MARK = "checkpoint-is-incomplete.txt"
 """transformers writes it before a checkpoint, and removes it afterwards."""
-_CHUNK = 1 << 24
 
 _STATES: dict[str, dict[str, type]] = {
     TRAINER_STATE_NAME: {"global_step": int, "max_steps": int, "log_history": list},
@@ -316,11 +316,8 @@ def list_files(folder: Path) -> dict[str, Path]:
 
 
 def _compute_digest(path: Path) -> str:
-    state = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            state.update(chunk)
-    return state.hexdigest()
+        return file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def _file_fault(path: Path) -> str:

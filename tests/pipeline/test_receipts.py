@@ -207,6 +207,16 @@ def test_damaged_receipts_are_not_used(run: Any, tmp_path: Path) -> None:
     assert content(run(path, **EVALUATION).folder) == before
 
 
+def test_data_in_memory_leaves_no_receipt(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFTPREP_CACHE", str(tmp_path / "cache"))  # not that of other tests
+    run([{"text": "a b c"}])
+    assert not [*(cache_dir() / "receipts").glob("*")]
+    run(write(tmp_path / "a.jsonl", [{"text": "a b c"}]))
+    assert len([*(cache_dir() / "receipts").glob("*.json")]) == 1
+
+
 def test_the_cache_of_receipts_has_a_size_limit(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ The cache has a size limit; the receipts that were not used for the longest time
 from __future__ import annotations
 
 import os
+from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,14 +26,17 @@ _LARGEST_FILE = 64 << 20
 _CACHE_BYTES = 1 << 30
 
 
-def keep_results(work: Path) -> None:
+def keep_results(work: Path, *, without: Container[str]) -> None:
     """Copy receipts, what they need, and hashes to the cache, except what is too large for it.
 
     Args:
         work: The work folder of a build that is about to be committed.
+        without: The keys of receipts that no later build looks for.
     """
     for path in [*work.glob(hash_name("*")), *work.glob(receipt_name("*"))]:
         receipt = read_receipt(path) if path.suffix == ".json" else None
+        if receipt is not None and receipt.key in without:
+            continue
         # The receipt is last: it is used only with all of its files.
         files = [work / name for name in (receipt.other_files if receipt else ())] + [path]
         if not all(file.is_file() and file.stat().st_size <= _LARGEST_FILE for file in files):

@@ -36,10 +36,10 @@ class Receipt:
     key: str
     group: str
     rejected: str
-    bytes: int
-    spills: tuple[str, ...]
-    unread_columns: tuple[tuple[str, ...], ...]
-    evaluation: EvaluationPart | None
+    bytes: int = 0
+    spills: tuple[str, ...] = ()
+    unread_columns: tuple[tuple[str, ...], ...] = ()
+    evaluation: EvaluationPart | None = None
 
     @property
     def other_files(self) -> list[str]:

@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sftprep.core.atomic_write import create_folder, write_bytes
-from sftprep.core.hashing import digest
-from sftprep.core.regular_files import open_regular_file
+from sftprep.core.hashing import digest, digest_of_file
 from sftprep.errors import ManifestError
 from sftprep.pipeline.executors.base import find_versions
 from sftprep.pipeline.groups.receipt_cache import restore_receipt
@@ -168,7 +167,7 @@ def _done(receipt: Receipt, *, reused: int) -> GroupDone:
 def _is_complete(task: GroupTask, receipt: Receipt) -> bool:
     """Return whether all files of a group are complete."""
     work = task.settings.work
-    if digest_of_file(work / raw_rejected_name(receipt.key)) != receipt.rejected:
+    if find_digest(work / raw_rejected_name(receipt.key)) != receipt.rejected:
         return False
     if receipt.group:
         try:
@@ -200,7 +199,7 @@ def _has_file(task: GroupTask, name: str, size: int, expected: str) -> bool:
         return staged.stat().st_size == size
     # Files are staged under the same paths as later in the output folder.
     final = task.settings.root / staged.relative_to(task.settings.work)
-    return not final.is_symlink() and digest_of_file(final) == expected
+    return not final.is_symlink() and find_digest(final) == expected
 
 
 def _has_index(task: GroupTask, group: Group) -> bool:
@@ -212,16 +211,12 @@ def _has_index(task: GroupTask, group: Group) -> bool:
     )
 
 
-def digest_of_file(path: Path) -> str:
+def find_digest(path: Path) -> str:
     """Return the SHA-256 of a file, in hex; "" if it cannot be read or does not exist."""
-    state = sha256()
     try:
-        with open_regular_file(path) as file:
-            while chunk := file.read(1 << 22):
-                state.update(chunk)
+        return digest_of_file(path)
     except OSError:
         return ""
-    return state.hexdigest()
 
 
 def place_files(work: Path, staging: Path, done: GroupDone) -> None:

@@ -30,7 +30,7 @@ from sftprep.pipeline.groups.ledgers import (
 )
 from sftprep.pipeline.groups.receipt_files import Receipt
 from sftprep.pipeline.groups.receipts import (
-    digest_of_file,
+    find_digest,
     find_done,
     finish_group,
     receipt_key,
@@ -134,15 +134,7 @@ def write_evaluation(
     written = write_group(task, split, infos, recipe_keys, receipt, executor, progress)
     return finish_group(
         task,
-        Receipt(
-            key=receipt,
-            group=written.content,
-            rejected=written.rejected,
-            bytes=0,
-            spills=(),
-            unread_columns=(),
-            evaluation=None,
-        ),
+        Receipt(key=receipt, group=written.content, rejected=written.rejected),
         reused=0,
     )
 
@@ -297,7 +289,7 @@ def write_group(
     create_folder(task.staging / GROUP_FOLDER)
     index_digest = write_index(task.staging, key, packs.index)
     group = _describe_group(task, split, infos, ledger, packs, key, index_digest, lengths)
-    return WrittenGroup(group.to_json().decode(), digest_of_file(rejected))
+    return WrittenGroup(group.to_json().decode(), find_digest(rejected))
 
 
 def _describe_group(

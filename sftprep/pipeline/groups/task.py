@@ -111,6 +111,11 @@ class GroupTask:
     occurrence: int = 0
 
     @property
+    def is_unique(self) -> bool:
+        """Whether it has data in memory, so that no later build has the same group."""
+        return any(isinstance(each.mark, str) for each in self.inputs)
+
+    @property
     def names(self) -> list[str]:
         """The name of each input, as errors and the manifest show it."""
         return [each.source.name for each in self.inputs]
