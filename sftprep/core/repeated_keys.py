@@ -5,8 +5,8 @@ of everything:
 
 1. The keys of each line are counted: the colons after a quote that is not escaped. The number is
    never too small, and only unusual texts make it too large.
-2. The sum for some lines is compared with the keys of their records and messages. If it is equal,
-   no key is repeated.
+2. The sum for some lines is compared with the keys of their records and messages, and if it is
+   different, the number for each line. If it is equal, no key is repeated.
 3. Otherwise, a line that has other keys than its record is parsed again by Python, which reports
    all keys.
 
@@ -50,34 +50,46 @@ def find_repeated_keys(
         num_keys: The result of `count_keys_of_lines` for the lines.
     """
     # A list on a line has no key `messages`, so the sum could hide a repeated key elsewhere.
-    if {*map(_FIRST_BYTE, lines)} == _OBJECTS_START and sum(num_keys) == _estimate_keys(records):
+    if {*map(_FIRST_BYTE, lines)} == _OBJECTS_START and sum(num_keys) == _sum_upper_keys(records):
         return {}
     found: dict[int, str] = {}
-    for number, (line, record, at_most) in enumerate(zip(lines, records, num_keys, strict=True)):
-        if isinstance(record, dict | list):
-            is_list = line.lstrip(_BEFORE_VALUE)[:1] == b"[" and isinstance(record, dict)
-            key = find_repeated_key(line, record, at_most + is_list)
-            if key is not None:
-                found[number] = key
+    for number, (line, record, of_line) in enumerate(zip(lines, records, num_keys, strict=True)):
+        if not isinstance(record, dict | list):
+            continue
+        is_list = line[:1] != b"{" and line.lstrip(_BEFORE_VALUE)[:1] == b"["
+        at_most = of_line + (is_list and isinstance(record, dict))  # with the key `messages`
+        # Few records have deeper objects.
+        if isinstance(record, dict) and _count_upper_keys(record) == at_most:
+            continue
+        key = find_repeated_key(line, record, at_most)
+        if key is not None:
+            found[number] = key
     return found
 
 
-def _estimate_keys(records: Sequence[Any]) -> int:
-    """Return the number of keys of records and of objects in lists, or -1.
+def _sum_upper_keys(records: Sequence[Any]) -> int:
+    """Return the number of keys of records and of objects in lists, or -1 for other records.
 
-    It is -1 if there are other records, and too small if there are other objects.
+    It is the sum of `_count_upper_keys` for records that have only lists of objects, as most do.
     """
     try:
-        number = sum(map(_NUMBER_OF_KEYS, records))
-        # The functions of dicts accept nothing else. Most records have only lists of objects.
+        # The functions of dicts accept nothing else.
         values = chain.from_iterable(map(_VALUES, records))
-        return number + sum(map(_NUMBER_OF_KEYS, chain.from_iterable(values)))
+        objects = chain.from_iterable(values)
+        return sum(map(_NUMBER_OF_KEYS, chain(records, objects)))
     except TypeError:
-        pass
-    if {*map(type, records)} != {dict}:
         return -1
-    lists = [value for record in records for value in record.values() if type(value) is list]
-    return number + sum([len(item) for item in chain.from_iterable(lists) if type(item) is dict])
+
+
+def _count_upper_keys(record: dict[str, Any]) -> int:
+    """Return the number of keys of a record and of the objects in its lists."""
+    number = len(record)
+    for value in record.values():
+        if type(value) is list:
+            for item in value:
+                if type(item) is dict:
+                    number += len(item)
+    return number
 
 
 def count_keys_of_lines(data: bytes, lines: Sequence[bytes]) -> list[int]:

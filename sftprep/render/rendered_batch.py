@@ -9,6 +9,7 @@ from sftprep.core.types import Example
 from sftprep.render.token_space.placing import AnchoredTexts
 from sftprep.render.token_space.regions import Literals
 from sftprep.tokenize.encoders.special_tokens import EscapedText
+from sftprep.tokenize.loading.spec import TokenizerSpec
 
 Span = tuple[int, int]
 """Characters [first, last) of a text."""
@@ -148,3 +149,12 @@ class RenderedBatch:
                 for first, last, weight in self.weights[number]
             ]
         return marked.clean, spans, prompt
+
+
+def text_ending(spec: TokenizerSpec) -> str:
+    """Return the end token for a plain text without one.
+
+    The end token is written as text, as TRL does, so that the encoder needs only one pass. It is
+    empty for a tokenizer that adds its own end token to every text.
+    """
+    return "" if spec.eos_token is None or spec.eos_token_id in spec.suffix_ids else spec.eos_token

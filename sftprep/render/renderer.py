@@ -36,13 +36,12 @@ from sftprep.render.reasoning import (
     without_empty_blocks,
     without_omissible,
 )
-from sftprep.render.rendered_batch import RenderedBatch, Span
+from sftprep.render.rendered_batch import RenderedBatch, Span, text_ending
 from sftprep.render.templates import RecipeTemplates
 from sftprep.render.token_space.anchors import Anchors
 from sftprep.render.token_space.regions import RegionFinder
 from sftprep.render.trained_turns import TurnSelector
 from sftprep.tokenize.encoders.special_tokens import SpecialTokenScanner
-from sftprep.tokenize.loading.spec import TokenizerSpec
 
 
 class Renderer:
@@ -62,6 +61,10 @@ class Renderer:
         self._turns = TurnSelector(recipe, self.templates)
         self._escaper = ContentEscaper(recipe)
         self._ending = text_ending(recipe.tokenizer)
+        # Looked up for every record.
+        self._drops_reasoning = recipe.reasoning == "drop"
+        self._expands_turns = recipe.expand_turns
+        self._trains_empty_blocks = recipe.train_empty_thinking
         # The renderer of conversations with tools, if they have another template.
         recipe_for_tools = recipe.for_tools()
         self._for_tools = None if recipe_for_tools is None else Renderer(recipe_for_tools)
@@ -162,8 +165,8 @@ class Renderer:
         rejected: list[Rejected],
         counts: Counts,
     ) -> None:
-        recipe, chats = self._recipe, self._chats
-        if recipe.reasoning == "drop":
+        chats = self._chats
+        if self._drops_reasoning:
             example = chats.drop_reasoning(example, counts)
             if self._rejects_empty_turn(messages, example, rejected, counts):
                 return
@@ -171,12 +174,12 @@ class Renderer:
         template = self.templates.template_for(example)
         if example.template_kwargs:
             chats.count_unread_variables(example, template, counts)
-        if recipe.expand_turns:
+        if self._expands_turns:
             self._add_each_turn(example, messages, batch, rejected, counts)
             return
         rendering, prompt = chats.render(template, messages, example, counts), None
         omissions = chats.find_omissions(example, messages, template, rendering)
-        if example.prompt_messages is not None and recipe.train_on != "all":
+        if example.prompt_messages is not None and self._recipe.train_on != "all":
             # Rendered before anything is stored, so that a template that rejects the prompt
             # leaves the batch unchanged.
             prompt = chats.render_prompt(template, example.prompt_messages, example)
@@ -297,7 +300,7 @@ class Renderer:
         return None
 
     def _has_untrained_block(self, text: str) -> bool:
-        return not self._recipe.train_empty_thinking and EMPTY_BLOCK.search(text) is not None
+        return not self._trains_empty_blocks and EMPTY_BLOCK.search(text) is not None
 
     def _find_regions(self, finder: RegionFinder, rendering: RenderedPieces) -> list[int] | str:
         if not self.templates.needs_turns:
@@ -324,7 +327,6 @@ class Renderer:
         weights = self._turns.message_weights(messages, example.weights)
         turns: list[tuple[Rendered, str, float]] = []  # text with spans, prompt, weight
         omissions = NO_OMISSIONS
-        # Texts that are not in a message are searched for in the texts of all turns.
         known_example = replace(example, unread_texts=()) if example.unread_texts else example
         targets = self._turns.weighted_turns(messages, weights, first_target)
         # The messages, without what is checked in the sequence of an earlier turn.
@@ -367,13 +369,13 @@ class Renderer:
     # --- plain texts ------------------------------------------------------------------------------
 
     def _add_text(self, example: Example, text: str, batch: RenderedBatch, counts: Counts) -> None:
-        if self._recipe.reasoning == "drop" and has_tags(text):
+        if self._drops_reasoning and has_tags(text):
             counts.warn(REASONING_LEFT, example.line)
         batch.add(example.line, self._with_ending(text), plain=True, spans=None, prompt=None)
 
     def _add_completion(self, example: Example, batch: RenderedBatch, counts: Counts) -> None:
         prompt, completion = example.prompt or "", example.completion or ""
-        if self._recipe.reasoning == "drop":
+        if self._drops_reasoning:
             kept = remove_from_completion(prompt, completion)
             if kept[1] != completion:
                 counts.warn("reasoning_removed", example.line)
@@ -389,12 +391,3 @@ class Renderer:
 
     def _with_ending(self, text: str) -> str:
         return text if text.endswith(self._ending) else text + self._ending
-
-
-def text_ending(spec: TokenizerSpec) -> str:
-    """Return the end token for a plain text without one.
-
-    The end token is written as text, as TRL does, so that the encoder needs only one pass. It is
-    empty for a tokenizer that adds its own end token to every text.
-    """
-    return "" if spec.eos_token is None or spec.eos_token_id in spec.suffix_ids else spec.eos_token

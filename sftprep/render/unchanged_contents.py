@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import is_, itemgetter
-from typing import Any
 
 from sftprep.core.types import Message
 
@@ -22,8 +20,9 @@ class UnchangedContents:
     """
 
     def __init__(self) -> None:
-        # By the numbers of messages and pieces: returns the pieces that were contents.
-        self._getters: dict[tuple[int, int], itemgetter[Any]] = {}
+        # By the numbers of messages and pieces: the number of each message, with the position of
+        # its content in the pieces.
+        self._positions: dict[tuple[int, int], list[tuple[int, int]]] = {}
 
     def has_all(self, messages: Sequence[Message], pieces: Sequence[str]) -> bool:
         """Return whether the pieces include the contents of all messages, in their order.
@@ -33,17 +32,20 @@ class UnchangedContents:
             pieces: The pieces of their rendering.
         """
         shape = len(messages), len(pieces)
-        getter = self._getters.get(shape)
-        if getter is not None:
-            contents: list[Any] = [message.get("content") for message in messages]
-            # Single characters and the empty string are the same object everywhere.
-            if all(map(is_, contents, getter(pieces))) and min(map(len, contents)) > 1:
+        known_positions = self._positions.get(shape)
+        if known_positions is not None:
+            for number, position in known_positions:
+                content = messages[number].get("content")
+                # Single characters and the empty string are the same object everywhere.
+                if content is not pieces[position] or len(content) < 2:
+                    break
+            else:
                 return True
         positions = _find_positions(messages, pieces)
         if positions is None:
             return False
-        if 1 < len(positions) <= _MOST_MESSAGES_KEPT and len(self._getters) < _SHAPES_KEPT:
-            self._getters[shape] = itemgetter(*positions)
+        if len(positions) <= _MOST_MESSAGES_KEPT and len(self._positions) < _SHAPES_KEPT:
+            self._positions[shape] = [*enumerate(positions)]
         return True
 
 

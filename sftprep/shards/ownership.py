@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from sftprep.core.atomic_write import is_temporary_name
 from sftprep.shards.layout import (
     COMMIT_NAME,
@@ -157,7 +159,7 @@ def _is_rejected(path: Path) -> bool:
     try:
         with open(path, "rb") as file:
             while line := file.readline(_LARGEST_LINE):
-                entry = json.loads(line)
+                entry = orjson.loads(line)
                 if not (isinstance(entry, dict) and entry.keys() == _REJECTED_KEYS):
                     return False
                 has_entry = True

@@ -86,9 +86,11 @@ class QualityChecks:
         messages = example.messages
         if messages is None:
             return
+        if example.bare and not search and len(record) == 1 and _is_usual(messages):
+            return
+        may_call = not example.bare
         try:
             contents: list[Any] = [*map(_CONTENT, messages)]
-            may_call = not example.bare
         except KeyError:  # a message that only calls tools
             contents, may_call = [message.get("content") for message in messages], True
         if may_call and check_calls(messages, example.tools):
@@ -143,6 +145,22 @@ def _pattern_of(words: set[str]) -> re.Pattern[str]:
     # Longer words first: the regular expression takes the first alternative that matches.
     ordered = sorted(words, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+
+
+def _is_usual(messages: list[Message]) -> bool:
+    """Return whether the user and the assistant alternate, and no message is empty.
+
+    This decides most conversations; the other checks accept them as well.
+    """
+    expected, following = "user", "assistant"
+    try:
+        for message in messages:
+            if message["role"] != expected or not message["content"].strip():
+                return False
+            expected, following = following, expected
+    except (KeyError, AttributeError):  # no content, or one that is not a string
+        return False
+    return len(messages) > 1
 
 
 def _order_problems(roles: tuple[str, ...]) -> tuple[_Problem, ...]:
