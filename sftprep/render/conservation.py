@@ -26,7 +26,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -45,9 +45,9 @@ from sftprep.render.spellings import (
     all_occur,
     cannot_be_in,
     count_missing,
+    first_spelling,
     iter_spellings,
     occurs,
-    to_forms,
 )
 from sftprep.render.unread_keys import UnreadCopy
 from sftprep.render.written_values import WrittenValues
@@ -185,18 +185,17 @@ class ConservationCheck:
         written_as_json: Sequence[tuple[Any, str]],
     ) -> Omissions:
         messages = conversation.messages
-        leaves = to_leaves(
+        unproven = to_leaves(
             messages, conversation.tools, WrittenValues(text, pieces, written_as_json)
         )
-        if leaves and pieces:
-            leaves = self._without_pieces(leaves, messages, pieces)
+        leaves = self._without_pieces(unproven, messages, pieces) if pieces else unproven
         if not leaves:
             return NO_OMISSIONS
         if len(leaves) * len(text) <= _MOST_WORK and all(
             cannot_be_in(leaf.value, text) for leaf in leaves
         ):
             return _to_omissions(leaves, messages)
-        return self._search(conversation, text)
+        return self._search(conversation, text, {*map(_identify, unproven)})
 
     def _without_pieces(
         self, leaves: list[Leaf], messages: Sequence[Message], pieces: Sequence[str]
@@ -217,14 +216,15 @@ class ConservationCheck:
             if len(stripped := piece.strip()) in lengths and id(piece) not in unchanged
         )
         num_leaves = Counter(leaf.value for leaf in leaves)
-        structural = set(find_structural_strings(messages))
+        # A template may write a role in another case.
+        structural = {*map(str.lower, find_structural_strings(messages))}
         return [
             leaf
             for leaf in leaves
             if not isinstance(leaf.value, str)
             or leaf.kind == TOOLS
             or num_written[leaf.value] < num_leaves[leaf.value]
-            or leaf.value in structural
+            or leaf.value.lower() in structural
             or self._could_write(leaf.value)
         ]
 
@@ -233,11 +233,12 @@ class ConservationCheck:
         return all(word[0].lower() in self._words for word in _WORD.finditer(value))
 
     def _search(
-        self,
-        conversation: Conversation,
-        text: str,
+        self, conversation: Conversation, text: str, unproven: Container[_LeafId]
     ) -> Omissions:
-        """Search for every leaf; decide uncertain cases with sentinels."""
+        """Search for the leaves that are not known to be written.
+
+        Uncertain cases are decided with sentinels.
+        """
         messages = conversation.messages
         leaves = to_leaves(messages, conversation.tools)
         if len(leaves) * len(text) > _MOST_WORK:
@@ -251,22 +252,26 @@ class ConservationCheck:
             omitted = [leaf for leaf, shown in zip(leaves, found, strict=True) if not shown]
             return _to_omissions(omitted, messages)
         found = _search_leaves(leaves, text)
+        numbers = [number for number, leaf in enumerate(leaves) if _identify(leaf) in unproven]
         rendering = self._render_sentinels(conversation, leaves)
         if rendering is not None:
-            unsure = _find_ambiguous(leaves, rendering, find_structural_strings(messages))
-            written = [not rendering.lacks(k, leaf.value) for k, leaf in enumerate(leaves)]
+            structural = find_structural_strings(messages)
+            unsure = _find_ambiguous(leaves, numbers, rendering, structural)
             in_order = found
-            found = [
-                written[number]
-                if in_order[number] and number in unsure
+            found = [True] * len(leaves)
+            for number in numbers:
+                value = leaves[number].value
+                is_written = not rendering.lacks(number, value)
                 # The search in order may have taken an occurrence of another leaf.
-                else in_order[number] or (written[number] and occurs(leaf.value, text))
-                for number, leaf in enumerate(leaves)
-            ]
+                found[number] = (
+                    is_written
+                    if in_order[number] and number in unsure
+                    else in_order[number] or (is_written and occurs(value, text))
+                )
             # A template may leave out a leaf because of its value, which sentinels do not have.
-            _remove_missing(leaves, found, in_order, unsure, text)
-        omitted = [leaf for leaf, shown in zip(leaves, found, strict=True) if not shown]
-        return _to_omissions(omitted, messages)
+            examined = [number for number in numbers if number in unsure or not in_order[number]]
+            _remove_missing(leaves, found, in_order, examined, text)
+        return _to_omissions([leaves[number] for number in numbers if not found[number]], messages)
 
     def _render_sentinels(
         self,
@@ -305,6 +310,14 @@ class ConservationCheck:
         return rendering
 
 
+_LeafId = tuple[str, int, str | int | float]
+"""The kind, turn and value of a leaf."""
+
+
+def _identify(leaf: Leaf) -> _LeafId:
+    return leaf.kind, leaf.turn, leaf.value
+
+
 # --- search ---------------------------------------------------------------------------------------
 
 
@@ -328,8 +341,9 @@ def _search_leaves(leaves: Sequence[Leaf], text: str, most_misses: int | None = 
             continue
         if leaf.turn != turn:
             turn, start = leaf.turn, end
-        position = -1
-        if not cannot_be_in(leaf.value, text):
+        form = first_spelling(leaf.value)
+        position = text.find(form, start)
+        if position < 0 and not cannot_be_in(leaf.value, text):
             for form in iter_spellings(leaf.value):
                 position = text.find(form, start)
                 if position >= 0:
@@ -345,26 +359,37 @@ def _remove_missing(
     leaves: Sequence[Leaf],
     found: list[bool],
     in_order: Sequence[bool],
-    unsure: set[int],
+    examined: Sequence[int],
     text: str,
 ) -> None:
     """Set `found` to False for leaves of which the text has fewer than the record.
 
     Of equal leaves, those that the search in order missed are set first, then the last ones.
+
+    Args:
+        leaves: The leaves.
+        found: Whether each leaf is in the text; changed.
+        in_order: Whether the search in order found it.
+        examined: The numbers of the leaves to examine.
+        text: The rendered text.
     """
-    forms = {number: to_forms(leaf.value) for number, leaf in enumerate(leaves) if found[number]}
-    examined = [number for number in forms if number in unsure or not in_order[number]]
-    missing = count_missing([*forms.values()], [forms[number] for number in examined], text)
+    shown = [leaf.value for leaf, is_found in zip(leaves, found, strict=True) if is_found]
+    examined = [number for number in examined if found[number]]
+    missing = count_missing(shown, [leaves[number].value for number in examined], text)
     for number in sorted(examined, key=lambda number: (in_order[number], -number)):
-        if missing[forms[number]]:
-            missing[forms[number]] -= 1
+        spelling = first_spelling(leaves[number].value)
+        if missing[spelling]:
+            missing[spelling] -= 1
             found[number] = False
 
 
 def _find_ambiguous(
-    leaves: Sequence[Leaf], rendering: SentinelRendering, structural: Iterable[str]
+    leaves: Sequence[Leaf],
+    numbers: Iterable[int],
+    rendering: SentinelRendering,
+    structural: Iterable[str],
 ) -> set[int]:
-    """Return the numbers of the leaves with possible matches by chance.
+    """Return those of some leaves that may be found in the text by chance, by number.
 
     They are the short leaves, those of tools, those that occur in another leaf or another string
     of the record, and those that the template writes by itself.
@@ -373,8 +398,8 @@ def _find_ambiguous(
     structure = rendering.structure
     return {
         number
-        for number, leaf in enumerate(leaves)
-        if _may_match_by_chance(leaf)
+        for number in numbers
+        if _may_match_by_chance(leaf := leaves[number])
         or everything.count(str(leaf.value)) > 1
         or (not cannot_be_in(leaf.value, structure) and occurs(leaf.value, structure))
     }

@@ -66,16 +66,14 @@ def _json_spellings(value: str) -> list[str]:
     return [form for form in dict.fromkeys(forms) if form != value]
 
 
-Forms = tuple[str, ...]
-"""The different spellings of a value, the raw one first."""
+def first_spelling(value: str | int | float) -> str:
+    """Return the most frequent form of a value: a string as it is, a number as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
-def to_forms(value: str | int | float) -> Forms:
-    """Return the different spellings of a value."""
-    return tuple(dict.fromkeys(iter_spellings(value)))
-
-
-def count_missing(shown: Sequence[Forms], examined: Sequence[Forms], text: str) -> Counter[Forms]:
+def count_missing(
+    shown: Sequence[str | int | float], examined: Sequence[str | int | float], text: str
+) -> Counter[str]:
     """Count the values for which a text has too few occurrences.
 
     Every value needs an occurrence of its own: one within another value is not its own. The
@@ -83,23 +81,27 @@ def count_missing(shown: Sequence[Forms], examined: Sequence[Forms], text: str) 
     for other values, occurrences within others are not considered.
 
     Args:
-        shown: The spellings of the values that the text should contain; each of them is in it.
+        shown: The values that the text should contain; each of them is in it.
         examined: Those of the values to count.
         text: The text.
+
+    Returns:
+        The number of missing occurrences, by the first spelling of the value.
 
     Example:
         "no", "not now" in "not now"  ->  1 is missing for "no"
     """
-    num_shown = Counter(shown)
-    joined = "\0".join(forms[0] for forms in shown)
-    missing: Counter[Forms] = Counter()
+    spellings = [*map(first_spelling, shown)]
+    num_shown, joined = Counter(spellings), "\0".join(spellings)
+    missing: Counter[str] = Counter()
+    of_examined = {first_spelling(value): value for value in examined}
     # Longer values first: a missing one contains no occurrence of the shorter ones.
-    for forms in sorted(set(examined), key=lambda forms: -len(forms[0])):
-        needed = num_shown[forms]
+    for spelling in sorted(of_examined, key=len, reverse=True):
+        needed, forms = num_shown[spelling], set(iter_spellings(of_examined[spelling]))
         if len(forms) == 1:
-            within = sum(number * other[0].count(forms[0]) for other, number in missing.items())
-            needed = joined.count(forms[0]) - within
+            within = sum(number * other.count(spelling) for other, number in missing.items())
+            needed = joined.count(spelling) - within
         lacking = needed - sum(map(text.count, forms))
         if lacking > 0:
-            missing[forms] = min(lacking, num_shown[forms])
+            missing[spelling] = min(lacking, num_shown[spelling])
     return missing

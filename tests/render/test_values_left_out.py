@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.conservation import SPECIAL_TOKENS, found_by, make_check
 from sftprep.chat_template.template import ChatTemplate
-from sftprep.render.spellings import count_missing, to_forms
+from sftprep.render.spellings import count_missing, iter_spellings
 
 EACH = "{% for m in messages %}<|im_start|>TURN<|im_end|>\n{% endfor %}"
 """A template that writes `TURN` for each message."""
@@ -121,18 +121,15 @@ values = st.text("abc \n\"'é<", min_size=1, max_size=6).map(str.strip).filter(b
 def test_values_that_are_all_written_are_never_missing(
     written: Sequence[str | int], data: Any
 ) -> None:
-    shown = [to_forms(value) for value in written]
-    spelled = [data.draw(st.sampled_from(forms)) for forms in shown]
+    spelled = [data.draw(st.sampled_from([*iter_spellings(value)])) for value in written]
     separators = data.draw(
-        st.lists(st.text("ab1\n", max_size=3), min_size=len(shown), max_size=len(shown))
+        st.lists(st.text("ab1\n", max_size=3), min_size=len(written), max_size=len(written))
     )
     text = "".join(part for pair in zip(separators, spelled, strict=True) for part in pair)
-    assert not count_missing(shown, shown, text)
+    assert not count_missing(written, written, text)
 
 
 def test_missing_values_are_counted_from_the_longest_one() -> None:
-    reef, depth = to_forms("the reef"), to_forms("what is the depth of the reef")
-    assert count_missing([depth, depth, reef], [depth, reef], f"{depth[0]}, {reef[0]}") == {
-        depth: 1
-    }
-    assert count_missing([depth, depth, reef], [depth, reef], depth[0]) == {depth: 1, reef: 1}
+    reef, depth = "the reef", "what is the depth of the reef"
+    assert count_missing([depth, depth, reef], [depth, reef], f"{depth}, {reef}") == {depth: 1}
+    assert count_missing([depth, depth, reef], [depth, reef], depth) == {depth: 1, reef: 1}
