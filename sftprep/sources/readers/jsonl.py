@@ -15,10 +15,13 @@ from sftprep.sources.readers.to_jsonl import OPAQUE, UNUSABLE
 
 _BOM = b"\xef\xbb\xbf"
 _EXCERPT_LENGTH = 200
+_MOST_EXCERPT_BYTES = 4 * (_EXCERPT_LENGTH + 1)
+"""Bytes that certainly contain the characters of an excerpt, and one more."""
 _LINES_PARSED = 64
 """Lines that are parsed at once: few enough that their values stay in the cache of the processor
 until they are read."""
 _OPAQUE_VALUE = re.compile(r'\{"' + re.escape(OPAQUE) + r'":"([^"]*)"\}')
+_OPAQUE_BYTES = OPAQUE.encode()
 
 
 ParsedLine = tuple[int, bytes, dict[str, Any] | Rejected | None, str | None]
@@ -94,7 +97,12 @@ def excerpt(line: bytes | str, column: int = 1) -> str:
     Control characters and characters that change the direction of the text are escaped: an excerpt
     is shown on a terminal, and must not control it.
     """
-    text = line.decode("utf-8", "replace") if isinstance(line, bytes) else line
+    if isinstance(line, bytes):
+        if column <= 1 and _OPAQUE_BYTES not in line:
+            line = line[:_MOST_EXCERPT_BYTES]  # rejected lines may be many, and long
+        text = line.decode("utf-8", "replace")
+    else:
+        text = line
     if column <= 1:
         # Shorter and clearer; elsewhere in the line, it would move the column.
         text = _OPAQUE_VALUE.sub(r"<\1>", text)
