@@ -22,11 +22,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
@@ -41,9 +41,9 @@ from sftprep.core.omissions import (
     TEXT_WITH_CALL,
     TOOLS,
 )
-from sftprep.errors import SftprepError
+from sftprep.errors import SftprepError, TemplateError
 from sftprep.render.conservation import ConservationCheck, Conversation
-from sftprep.render.unchanged_contents import UnchangedContents
+from sftprep.render.written_contents import WrittenContents
 
 SPECIAL_TOKENS = {
     "bos_token": "<s>",
@@ -279,27 +279,33 @@ class Outcome:
             self.differences.append(f"{case}: {sorted(found)}, not {sorted(expected)}")
 
 
-def make_check(source: str) -> ConservationCheck:
+class Check(NamedTuple):
+    """The two steps of the check for one template."""
+
+    written: WrittenContents
+    conservation: ConservationCheck
+
+
+def make_check(source: str) -> Check:
     """Return the check for a template."""
-    # A template of its own: a render discards `written_as_json` of the one before.
-    render = ChatTemplate(source, variables=SPECIAL_TOKENS).render
-    return ConservationCheck(
-        lambda conversation: (
-            render(
-                conversation.messages,
-                tools=conversation.tools,
-                template_kwargs=conversation.variables,
-            ).text
-        ),
-        source,
-    )
+    template = ChatTemplate(source, variables=SPECIAL_TOKENS)
 
+    def render(conversation: Conversation) -> str:
+        messages, tools, variables = conversation
+        return template.render(messages, tools=tools, template_kwargs=variables).text
 
-_unchanged = UnchangedContents()  # one for all templates, so that most positions are wrong
+    def render_pieces(messages: list[dict[str, Any]]) -> Sequence[str]:
+        try:
+            rendering = template.render_pieces(messages)
+        except TemplateError:
+            return ()
+        return rendering.pieces if isinstance(rendering, RenderedPieces) else ()
+
+    return Check(WrittenContents(render_pieces), ConservationCheck(render, source))
 
 
 def found_by(
-    check: ConservationCheck,
+    check: Check,
     messages: list[dict[str, Any]],
     tools: list[Any] | None,
     rendering: RenderedPieces | Rendered,
@@ -308,9 +314,9 @@ def found_by(
     """Return the kinds of omissions that the check finds in the last render of a template."""
     pieces = rendering.pieces if isinstance(rendering, RenderedPieces) else ()
     is_bare = max(map(len, messages), default=0) <= 2
-    if tools is None and is_bare and _unchanged.has_all(messages, pieces):
+    if tools is None and is_bare and check.written.has_all(messages, pieces):
         return frozenset()
-    return check.find_omissions(
+    return check.conservation.find_omissions(
         Conversation(messages, tools), rendering.text, pieces, template.written_as_json
     ).kinds
 

@@ -18,7 +18,7 @@ check:
    as the record has values, besides those within other values (`spellings.count_missing`).
 
 Cost: most records need no check, because all of their contents are among the rendered pieces
-(`unchanged_contents.py`). The tests compare the check with sentinels that transformers renders.
+(`written_contents.py`). The tests compare the check with sentinels that transformers renders.
 """
 
 from __future__ import annotations

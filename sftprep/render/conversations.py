@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -35,7 +35,7 @@ from sftprep.render.reasoning import (
     is_text_with_call_shown,
     without_reasoning,
 )
-from sftprep.render.unchanged_contents import UnchangedContents
+from sftprep.render.written_contents import WrittenContents
 
 
 class ConversationRenderer:
@@ -52,7 +52,7 @@ class ConversationRenderer:
         self._recipe = recipe
         self._keeps_reasoning = recipe.reasoning == "keep"
         self._count_anchors = count_anchors
-        self._unchanged = UnchangedContents()
+        self._written = WrittenContents(self._render_pieces)
         self._shown_reasoning: dict[bool, bool] = {}  # by whether the reasoning is in tags
         self._ends: dict[ChatTemplate, tuple[str, str]] = {}  # of turns; see `find_ends`
 
@@ -116,7 +116,7 @@ class ConversationRenderer:
                 example.bare
                 and example.tools is None
                 and not example.unread_texts
-                and self._unchanged.has_all(messages, pieces)
+                and self._written.has_all(messages, pieces)
             ):
                 return NO_OMISSIONS
         else:
@@ -162,6 +162,13 @@ class ConversationRenderer:
 
     def _render_probe(self, messages: list[Message]) -> str:
         return to_rendered(self._render(self._probed, messages, Example(0), False)).text
+
+    def _render_pieces(self, messages: list[Message]) -> Sequence[str]:
+        try:
+            rendering = self._render(self._probed, messages, Example(0, bare=True), False)
+        except TemplateError:  # not every order of roles is accepted
+            return ()
+        return rendering.pieces if isinstance(rendering, RenderedPieces) else ()
 
     @cached_property
     def _probed(self) -> ChatTemplate:
