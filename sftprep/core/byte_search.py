@@ -1,10 +1,8 @@
 """Search for any of several short, mostly absent words in a block of bytes.
 
-1. A few words: their first two bytes are compared as one 16-bit number with the whole block, which
-   is ten times as fast as `bytes.find`. Words whose first two bytes are absent are dropped.
-2. The other words are grouped by their first byte. The positions of a byte are found once and kept,
-   since the same block is searched for several lists of words.
-3. The positions are narrowed byte by byte, for all words with the same prefix together.
+1. The words are grouped by their first byte. The positions of a byte are found once and kept, since
+   the same block is searched for several lists of words.
+2. The positions are narrowed byte by byte, for all words with the same prefix together.
 """
 
 from __future__ import annotations
@@ -14,11 +12,6 @@ from itertools import groupby, product
 
 import numpy as np
 from numpy.typing import NDArray
-
-_FEW_PAIRS = 4
-"""The maximum number of byte pairs that step 1 looks for; each costs a pass over the block."""
-_STEP = 1 << 17
-"""Numbers that are compared at once; the result fits into the cache of a processor."""
 
 
 class ByteSearcher:
@@ -37,11 +30,6 @@ class ByteSearcher:
 
     def contains_any(self, words: Iterable[bytes]) -> bool:
         """Return whether the block contains one of the words; no word may be empty."""
-        words = [*words]
-        pairs = {word[:2] for word in words if len(word) > 1}
-        if len(pairs) <= _FEW_PAIRS:
-            absent = pairs - self._find_pairs(pairs)
-            words = [word for word in words if word[:2] not in absent]
         for first, group in groupby(sorted(words), key=lambda word: word[0]):
             if _has_any(self._bytes, self._positions_of(first), list(group), 1):
                 return True
@@ -93,19 +81,6 @@ class ByteSearcher:
             for positions in _find_all(self._bytes, self._positions_of(first), list(group), 1):
                 lines.update(np.searchsorted(breaks, positions).tolist())
         return lines
-
-    def _find_pairs(self, pairs: Iterable[bytes]) -> set[bytes]:
-        """Return the byte pairs present in the block."""
-        missing = {int.from_bytes(pair, "little"): pair for pair in pairs}
-        found: set[bytes] = set()
-        # The 16-bit numbers at even positions, then those at odd positions.
-        for first in range(min(2, len(self.data))):
-            numbers = np.frombuffer(self.data, "<u2", (len(self.data) - first) // 2, first)
-            for start in range(0, len(numbers), _STEP):
-                step = numbers[start : start + _STEP]
-                present = [number for number in missing if (step == number).any()]
-                found.update(missing.pop(number) for number in present)
-        return found
 
     def _positions_of(self, byte: int) -> NDArray[np.int64]:
         if byte not in self._positions:

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -209,13 +208,13 @@ class ConservationCheck:
         the source of the template, and there must be as many pieces as leaves.
         """
         unchanged = {id(value) for message in messages for value in message.values()}
-        lengths = {len(leaf.value) for leaf in leaves if isinstance(leaf.value, str)}
-        num_written = Counter(
-            stripped
-            for piece in pieces
-            if len(stripped := piece.strip()) in lengths and id(piece) not in unchanged
-        )
-        num_leaves = Counter(leaf.value for leaf in leaves)
+        # By value: the number of pieces, less the number of leaves.
+        spare = dict.fromkeys([leaf.value for leaf in leaves], 0)
+        for piece in pieces:
+            if id(piece) not in unchanged and (stripped := piece.strip()) in spare:
+                spare[stripped] += 1
+        for leaf in leaves:
+            spare[leaf.value] -= 1
         # A template may write a role in another case.
         structural = {*map(str.lower, find_structural_strings(messages))}
         return [
@@ -223,7 +222,7 @@ class ConservationCheck:
             for leaf in leaves
             if not isinstance(leaf.value, str)
             or leaf.kind == TOOLS
-            or num_written[leaf.value] < num_leaves[leaf.value]
+            or spare[leaf.value] < 0
             or leaf.value.lower() in structural
             or self._could_write(leaf.value)
         ]

@@ -108,11 +108,15 @@ def excerpt(line: bytes | str, column: int = 1) -> str:
         text = _OPAQUE_VALUE.sub(r"<\1>", text)
     start = max(0, column - 1 - _EXCERPT_LENGTH // 2) if len(text) > _EXCERPT_LENGTH else 0
     part = text[start : start + _EXCERPT_LENGTH]
-    shown = "".join(
-        c if c.isprintable() else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}"
-        for c in part
-    )
+    shown = part if part.isprintable() else "".join(map(_escape, part))
     return ("…" if start else "") + shown + ("…" if start + _EXCERPT_LENGTH < len(text) else "")
+
+
+def _escape(character: str) -> str:
+    if character.isprintable():
+        return character
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 def add_excerpts(rejected: list[Rejected], data: bytes) -> None:
