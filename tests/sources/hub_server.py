@@ -124,7 +124,7 @@ class Hub:
             hub = server_hub
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         return server
 
 
@@ -132,6 +132,7 @@ class HubHandler(BaseHTTPRequestHandler):
     """Responds to the requests for `hub`."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # otherwise, each response waits for 40 ms
     hub: Hub
 
     def do_GET(self) -> None:

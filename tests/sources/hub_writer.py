@@ -36,6 +36,7 @@ class WritableHub(Hub):
         sizes: The number of files that each commit added.
         changes: The number of requests to change something so far.
         fails_from: The number of the first such request that fails; None if none does.
+        fails_once: Whether only that request fails, and not all later ones too.
         status: The status of failed requests; 0 if the connection is closed without a response.
         loses_response: Whether the first failed request is still carried out.
         before_commit: Called before a commit is compared with the head.
@@ -47,6 +48,7 @@ class WritableHub(Hub):
     sizes: list[int] = field(default_factory=list)
     changes: int = 0
     fails_from: int | None = None
+    fails_once: bool = False
     status: int = 500
     loses_response: bool = False
     before_commit: Any = None
@@ -59,8 +61,8 @@ class WritableHandler(HubHandler):
     hub: WritableHub
 
     def do_GET(self) -> None:
-        fails_from = self.hub.fails_from
-        if fails_from is not None and self.hub.changes > fails_from:
+        hub = self.hub
+        if hub.fails_from is not None and hub.changes > hub.fails_from and not hub.fails_once:
             return self._fail()
         return super().do_GET()
 
@@ -78,13 +80,16 @@ class WritableHandler(HubHandler):
         with hub.lock:
             number, hub.changes = hub.changes, hub.changes + 1
             hub.requests.append(f"{self.command} {unquote(path)}")
-        if hub.fails_from is not None and number >= hub.fails_from:
-            if hub.loses_response and number == hub.fails_from:
+        first = hub.fails_from
+        if first is not None and (number == first or (number > first and not hub.fails_once)):
+            if hub.loses_response and number == first:
                 self.wfile, connection = _Discarded(), self.wfile
                 self._write(path, body)
                 self.wfile = connection
             return self._fail()
-        if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
+        # The address of an upload contains its own permission.
+        needs_token = hub.token and self.command != "PUT"
+        if needs_token and self.headers.get("Authorization") != f"Bearer {hub.token}":
             return self._error(401, "", "Invalid username or password.")
         return self._write(path, body)
 
