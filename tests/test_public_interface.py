@@ -75,7 +75,15 @@ PUBLIC_NAMES = {
         "temporary_name",
         "write_bytes",
     },
-    "sftprep.stores": {"Mark", "StoreFolder", "StoredFile", "folder_of", "is_url"},
+    "sftprep.stores": {
+        "Mark",
+        "StoreFolder",
+        "StoredFile",
+        "folder_of",
+        "hub_errors",
+        "hub_reason",
+        "is_url",
+    },
     "sftprep.stream": {"Mixture", "PackedStream", "Placed", "State", "open_stream"},
     "sftprep.torch": {"PackedDataset", "StreamLoader", "collate_packs", "pack_to_tensors"},
     "sfttrain": {

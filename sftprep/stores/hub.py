@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 
 from sftprep.core.hashing import digest_of_file
 from sftprep.errors import ConfigError, HubError, ShardError
-from sftprep.stores.hub_errors import hub_errors
+from sftprep.stores.hub_error_conversion import hub_errors
 
 HUB_PREFIX = "hf://datasets/"
 _DEFAULT_BRANCH = "main"
@@ -234,7 +234,8 @@ class HubRepository:
         return str(found.oid)
 
     def _errors(self, action: str) -> Any:
-        return hub_errors(action, f"the data set {self.name}")
+        # A ValueError is what the library raises for a response that it does not understand.
+        return hub_errors(action, f"the data set {self.name}", also=(ValueError,))
 
 
 def is_hub_url(path: object) -> bool:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from sftprep.errors import ConfigError, MissingDependency, SftprepError, StorageError, setting
 from sftprep.stores.hub import is_hub_url, is_pinned
-from sftprep.stores.hub_errors import hub_errors
+from sftprep.stores.hub_error_conversion import hub_errors
 
 _CONFLICTS = (409, 412)
 """Status codes of a conditional write that lost to another one, now or before."""

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ def test_commits_have_at_most_the_limit_of_files_and_the_manifest_is_last(hub, b
     while commit:
         seen.append(repo.commits[commit].get("manifest.json"))
         commit = repo.parents[commit]
-    changes = [new for new, old in zip(seen, seen[1:], strict=False) if new != old]
+    changes = [new for new, old in pairwise(seen) if new != old]
     assert changes == [(builds / name / "manifest.json").read_bytes() for name in ("b", "a")]
     assert repo.messages[0].startswith("First build")
 

@@ -48,8 +48,7 @@ def fail_at_each_request(hub, builds, *, before):
         try:
             push(builds / "new", NAME, overwrite=True)
             failed = False
-        except HubError as error:
-            assert NAME in error.message
+        except HubError:
             failed = True
         was_reached, hub.fails_from = hub.changes > number, None
         if ("datasets", NAME) in hub.repos:

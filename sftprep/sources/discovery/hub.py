@@ -24,7 +24,7 @@ from sftprep.sources.discovery.hub_splits import choose_config, files_of_splits,
 from sftprep.sources.discovery.saved import choose_split
 from sftprep.stores.folder import Mark
 from sftprep.stores.hub import HUB_PREFIX
-from sftprep.stores.hub_errors import is_hub_error
+from sftprep.stores.hub_error_conversion import is_hub_error
 
 _NAME = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:/]+))?(?::(?P<config>[^/]+))?(?:/(?P<rest>.+))?",

@@ -14,7 +14,7 @@ _CONFLICTS = (409, 412)
 
 
 @contextmanager
-def hub_errors(action: str, name: str) -> Iterator[None]:
+def hub_errors(action: str, name: str, *, also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Raise what the Hub's library raises in the `with` block as errors of sftprep.
 
     FileNotFoundError is an answer of the Hub and is not converted.
@@ -22,6 +22,7 @@ def hub_errors(action: str, name: str) -> Iterator[None]:
     Args:
         action: What is done, such as "read".
         name: What it is done to, such as "the data set org/name".
+        also: Further types of exceptions that only the library raises in the block.
 
     Raises:
         HubError: The Hub cannot be reached, or refuses.
@@ -44,8 +45,7 @@ def is_hub_error(error: BaseException | None) -> bool:
     """Return whether an error comes from the Hub, its library or the network."""
     # The HTTP client of the library has changed from requests to httpx, and may change again.
     modules = [kind.__module__ for kind in type(error).__mro__]
-    # A ValueError is what the library raises for a response that it does not understand.
-    return isinstance(error, (ConnectionError, TimeoutError, ValueError)) or any(
+    return isinstance(error, (ConnectionError, TimeoutError)) or any(
         module.startswith(("http", "requests", "huggingface_hub", "hf_xet")) for module in modules
     )
 
