@@ -13,8 +13,8 @@ import pytest
 from sftprep import BuildReport, build
 from sftprep.stores.folder import StoreFolder, folder_of
 from sftprep.stores.protocols import PROTOCOLS
-from tests.stores import servers
 from tests.sources.hub_writer import WritableHub
+from tests.stores import servers
 from tests.stores.builds import example_lines, small_settings
 from tests.stores.loopback_hub import loopback_hub
 from tests.stores.memory import MEMORY
