@@ -52,11 +52,8 @@ def push(
     debug
         Show a traceback with errors.
     """
-    from huggingface_hub.utils import disable_progress_bars
-
     from sftprep.pipeline.output.push import push as run
 
-    disable_progress_bars()  # there is one of our own
     with ProgressBar(quiet=json) as bar:
         result = run(
             os.path.expanduser(directory),

@@ -194,7 +194,7 @@ class HubRepository:
         from huggingface_hub import CommitOperationAdd
 
         files = list(files)
-        with self._errors("upload to"):
+        with self._errors("upload to"), _without_bars():
             additions = []
             for file in files:
                 with _reading(file.path):
@@ -270,6 +270,26 @@ def is_pinned(url: str) -> bool:
     """Return whether a URL of the Hub names a commit, so that its files never change."""
     found = _URL.fullmatch(url)
     return found is not None and bool(_COMMIT.fullmatch(found["revision"] or ""))
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hide the progress bars of the library, unless the environment decides about them."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 @contextmanager
