@@ -332,9 +332,15 @@ def test_records_of_the_hub_are_read(hub, small, tmp_path):
 # --- the output of a build ------------------------------------------------------------------------
 
 
-def test_a_build_is_written_to_the_hub(hub, small, tmp_path):
+@pytest.fixture
+def build_there(small, tmp_path):
+    """A function that builds a few records to the Hub."""
+    return lambda url=URL, **settings: small(url, scratch=str(tmp_path / "scratch"), **settings)
+
+
+def test_a_build_is_written_to_the_hub(hub, small, build_there, tmp_path):
     expected = small(tmp_path / "o", eval_fraction=0.3).manifest
-    report = small(URL, eval_fraction=0.3, scratch=str(tmp_path / "scratch"))
+    report = build_there(eval_fraction=0.3)
     assert report.manifest.data_digest == expected.data_digest
     assert [shard.name for shard in report.manifest.shards] == [s.name for s in expected.shards]
     assert report.evaluation is not None
@@ -343,22 +349,22 @@ def test_a_build_is_written_to_the_hub(hub, small, tmp_path):
     assert hub.repos["datasets", NAME].private
     assert not [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()]
     with pytest.raises(OutputExists, match="holds another finished build"):
-        small(URL, seed=3)
-    small(URL, seed=3, overwrite=True)
+        build_there(seed=3)
+    build_there(seed=3, overwrite=True)
     assert digest_seen(NAME) == small(tmp_path / "p", seed=3).manifest.digest
     with pytest.raises(ConfigError, match="a build is a whole repository"):
-        small(f"{URL}/folder")
+        build_there(f"{URL}/folder")
 
 
-def test_a_build_is_refused_before_its_work_without_the_right_to_write(hub, small):
+def test_a_build_is_refused_before_its_work_without_the_right_to_write(hub, build_there):
     hub.repos["datasets", NAME] = Repo({"main": {}})
     hub.token = "hf_other"
     with pytest.raises(HubError, match="hf auth login"):
-        small(URL)
+        build_there()
     assert files(hub) == {}
 
 
-def test_of_a_build_and_a_push_one_is_committed(hub, builds, small, monkeypatch):
+def test_of_a_build_and_a_push_one_is_committed(hub, builds, build_there, monkeypatch):
     from sftprep.pipeline import build as build_module
 
     check = build_module.check_unchanged
@@ -369,7 +375,7 @@ def test_of_a_build_and_a_push_one_is_committed(hub, builds, small, monkeypatch)
 
     monkeypatch.setattr(build_module, "check_unchanged", push_meanwhile)
     with pytest.raises(OutputBusy, match="another build was committed"):
-        small(URL)
+        build_there()
     assert digest_seen(NAME) == read_manifest(builds / "a").digest
 
 
