@@ -99,6 +99,24 @@ def test_commits_have_at_most_the_limit_of_files_and_the_manifest_is_last(hub, b
     assert repo.messages[0].startswith("First build")
 
 
+def test_every_commit_of_a_replacement_is_a_complete_build(
+    hub, builds, monkeypatch, tmp_path, tokenizer_dir
+):
+    """Also of a build of the same records from another file, whose shards are the same."""
+    monkeypatch.setattr(output_hub, "_FILES_PER_COMMIT", 1)
+    (tmp_path / "other.jsonl").write_bytes((builds / "rows.jsonl").read_bytes())
+    settings = small_settings(tokenizer_dir, seed=5)
+    other = build(str(tmp_path / "other.jsonl"), output=str(tmp_path / "o"), **settings)
+    push(builds / "b", NAME)
+    push(tmp_path / "o", NAME, overwrite=True)
+    seen = set()
+    for commit, found in hub.repos["datasets", NAME].commits.items():
+        if "manifest.json" in found:
+            assert verify(f"{URL}@{commit}").problems == []
+            seen.add(read_manifest(f"{URL}@{commit}").digest)
+    assert seen == {read_manifest(builds / "b").digest, other.manifest.digest}
+
+
 def test_only_files_of_builds_are_replaced(hub, builds):
     own = {"README.md": b"# mine", "data/a.jsonl": b"{}", "shards/notes.txt": b"x"}
     hub.repos["datasets", NAME] = Repo({"main": own})
