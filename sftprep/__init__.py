@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from sftprep.packing.strategies import pack_lengths as pack_lengths
     from sftprep.pipeline.build import BuildReport as BuildReport
     from sftprep.pipeline.build_subprocess import build_in_subprocess as build_in_subprocess
+    from sftprep.pipeline.output.hub import PushReport as PushReport
     from sftprep.pipeline.output.merge import merge as merge
+    from sftprep.pipeline.output.push import push as push
     from sftprep.pipeline.part import PartReport as PartReport
     from sftprep.records.transform import Drop as Drop
     from sftprep.shards.manifest import Manifest as Manifest
@@ -52,6 +54,8 @@ _MODULE_OF = {
     "build_in_subprocess": "sftprep.pipeline.build_subprocess",
     "merge": "sftprep.pipeline.output.merge",
     "PartReport": "sftprep.pipeline.part",
+    "PushReport": "sftprep.pipeline.output.hub",
+    "push": "sftprep.pipeline.output.push",
     "PackPlan": "sftprep.packing.strategies",
     "pack_lengths": "sftprep.packing.strategies",
     "Manifest": "sftprep.shards.manifest",

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
 
 from sftprep.config import check_local_path
 from sftprep.errors import TrainingDiverged
@@ -37,6 +36,7 @@ from sfttrain.checkpoints.output_folders import (
 )
 from sfttrain.checkpoints.output_guard import OutputGuard
 from sfttrain.checkpoints.own_files import begin_folder, begin_output
+from sfttrain.checkpoints.pushing import PushingTrainer
 from sfttrain.checkpoints.resumed_settings import (
     list_group_settings,
     reject_other_optimizer,
@@ -55,7 +55,7 @@ from sfttrain.trainer_datasets import TrainerParts
 logger = logging.getLogger(__name__)
 
 
-class SavingTrainer(Trainer):  # type: ignore[misc]
+class SavingTrainer(PushingTrainer):
     """The saving and resuming part of SFTTrainer.
 
     Args:
@@ -80,8 +80,6 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         self._finite = FiniteGuard(self.accelerator, self._row_name, lambda: self.model)
         # The names of the checkpoints that this trainer has written.
         self._written_names: set[str] = set()
-        # The value of save_total_limit while it is hidden from Trainer.
-        self._hidden_limit: int | None = None
 
     def step_plan(self) -> StepPlan:
         """Return the plan of the packs for each step."""
@@ -371,6 +369,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         Raises:
             TrainingDiverged: A tensor is not finite; nothing is written or uploaded in this case.
             OutputExists: The output folder has files of a model that sfttrain did not write.
+            HubError: The Hub cannot be reached, or refuses.
         """
         self._finite.check_saved(self.model, self.state.global_step)
         self._output.prepare_save()
@@ -379,17 +378,5 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        # Trainer pickles its arguments into training_args.bin, including the access token for the
-        # Hub, which must not be shared with the model.
-        token, self.args.hub_token = self.args.hub_token, None
-        # The pickle of a function is code, so the file has only its name.
-        transform = self.args.transform
-        self.args.transform = None if transform is None else str.__str__(transform)
-        # While the limit is hidden, the file must have the one that the user specified.
-        limit = self.args.save_total_limit
-        self.args.save_total_limit = self._hidden_limit or limit
-        try:
+        with self.arguments_to_pickle():
             super()._save(output_dir, state_dict)
-        finally:
-            self.args.hub_token, self.args.save_total_limit = token, limit
-            self.args.transform = transform

@@ -17,6 +17,10 @@ app = App(
         sftprep inspect shards --row 0
         sftprep verify shards
 
+    Share them on the Hugging Face Hub:
+
+        sftprep push shards org/name
+
     `sftprep build --help` explains the formats and settings.
 
     Exit codes: 0 ok; 1 a check failed; 2 usage error or invalid input; 3 environment (disk,

@@ -175,7 +175,7 @@ class OutputConfig:
     """
 
     output: str = ""
-    """Folder of the build, or its URL in an object store (s3://bucket/folder)."""
+    """Folder of the build, or its URL: s3://bucket/folder, hf://datasets/org/name."""
     overwrite: bool = False
     """Replace a finished build in the output folder."""
     position_ids: bool = True

@@ -31,10 +31,9 @@ from sftprep.pipeline.groups.rounds import (
 )
 from sftprep.pipeline.groups.run import write_evaluation
 from sftprep.pipeline.groups.task import GroupDone, GroupTask
-from sftprep.pipeline.output.folder import OutputFolder
+from sftprep.pipeline.output.claim import Output, claim_destination, find_destination
 from sftprep.pipeline.output.part_identity import check_identity
 from sftprep.pipeline.output.root_manifest import link_evaluation, make_manifest
-from sftprep.pipeline.output.store import OutputStore, claim_place
 from sftprep.pipeline.passes.shard_pass import Progress
 from sftprep.pipeline.prepare.inputs import check_unchanged
 from sftprep.pipeline.prepare.setup import Setup, prepare_setup
@@ -43,7 +42,7 @@ from sftprep.records.inspection.source_reading import SourceReading
 from sftprep.shards.layout import EVAL_FOLDER, rejected_path
 from sftprep.shards.manifest import Manifest
 from sftprep.sources.partition import Source
-from sftprep.stores.folder import BuildFolder, folder_of
+from sftprep.stores.folder import BuildFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +95,15 @@ def build(
     """
     assert config.output.part is None, "see `build_part`"
     started = time.monotonic()
-    folder = folder_of(config.output.output)  # first: it refuses stores that are not supported
+    destination = find_destination(config.output.output)  # first: it refuses unknown stores
     setup = prepare_setup(config, data, eval_data)
     with ExitStack() as stack:
         executor = executor or stack.enter_context(connect_executor(config))
         if executor is not None and executor.far:
             check_sendable(setup.recipes)
-            folder = folder.absolute() if isinstance(folder, Path) else folder
-        output = stack.enter_context(claim_place(folder, config.output))
+            if isinstance(destination, Path):
+                destination = destination.absolute()
+        output = stack.enter_context(claim_destination(destination, config.output))
         check_identity(output.work, config, setup)
         with start_workers(config, setup, output.work, executor) as workers:
             tasks = workers.tasks
@@ -120,7 +120,7 @@ def build(
         check_unchanged(setup.inputs)
         manifest = link_evaluation(manifest, evaluation)
         _keep_for_later_builds(output.work, tasks, done, keep_spill=config.output.keep_spill)
-        output.commit(manifest, evaluation, keep_spill=config.output.keep_spill)
+        folder = output.commit(manifest, evaluation, keep_spill=config.output.keep_spill)
     return BuildReport(
         folder,
         dataclasses.replace(manifest, folder=folder),
@@ -168,7 +168,7 @@ def _write_evaluation(
     config: BuildConfig,
     workers: Workers,
     done: list[GroupDone],
-    output: OutputFolder | OutputStore,
+    output: Output,
     progress: GroupProgress,
 ) -> GroupDone | None:
     """Write the shards of the evaluation records, if there are any.
@@ -202,7 +202,7 @@ def _make_manifest(
     config: BuildConfig,
     setup: Setup,
     done: list[GroupDone],
-    output: OutputFolder | OutputStore,
+    output: Output,
     *,
     evaluation: bool,
 ) -> Manifest:

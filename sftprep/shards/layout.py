@@ -11,8 +11,9 @@ from typing import Any
 
 from sftprep.core.atomic_write import write_bytes
 from sftprep.core.regular_files import read_regular_file
-from sftprep.errors import ManifestError
+from sftprep.errors import ConfigError, HubError, ManifestError
 from sftprep.stores.folder import StoreFolder, folder_of
+from sftprep.stores.hub import is_hub_url
 
 MANIFEST_NAME = "manifest.json"
 SHARD_FOLDER = "shards"
@@ -131,15 +132,20 @@ def is_build_folder(root: Path) -> bool:
 def is_finished_build(folder: str | os.PathLike[str]) -> bool:
     """Return whether a folder holds a finished build, which has a manifest.
 
+    A name on the Hub that cannot be read is not one: it may be the split of a data set, and what
+    reads that has its own errors.
+
     Raises:
         SftprepError: The folder is in a store that cannot be reached.
     """
-    root = folder_of(folder)
-    if isinstance(root, Path):
-        return manifest_file(root).exists()
-    with suppress(ManifestError):
+    not_a_build = (ManifestError, ConfigError, HubError) if is_hub_url(folder) else ManifestError
+    try:
+        root = folder_of(folder)
+        if isinstance(root, Path):
+            return manifest_file(root).exists()
         return bool(read_stored_manifest(root))
-    return False
+    except not_a_build:
+        return False
 
 
 def manifest_file(root: Path) -> Path:

@@ -70,8 +70,9 @@ def open_shards(folder: str | os.PathLike[str], *, verify: bool = True) -> Shard
         ShardError: A shard is missing or has another size.
         StorageError: The store cannot be reached.
     """
-    root = folder_of(folder)
     manifest = read_manifest(folder)
+    root = manifest.folder
+    assert root is not None
     if (listed_rows := sum(sum(entry.packs) for entry in manifest.groups)) != manifest.rows:
         raise ManifestError(
             f"{root / MANIFEST_NAME} is damaged: rows is {manifest.rows}, and the shards that it"

@@ -34,7 +34,7 @@ from sftprep.shards.schema import ORIGIN_BITS, numpy_view, position_dtype
 from sftprep.shards.shard_file import ShardFile
 from sftprep.shards.writer import make_position_ids
 from sftprep.stores.cache import fresh_file
-from sftprep.stores.folder import BuildFolder, StoreFolder, folder_of
+from sftprep.stores.folder import BuildFolder, StoreFolder
 
 
 @dataclass(slots=True)
@@ -71,8 +71,9 @@ def verify(
     Raises:
         ManifestError: The folder is not a build.
     """
-    root = folder_of(folder)
     manifest = read_manifest(folder)
+    root = manifest.folder
+    assert root is not None
     result = Verification(root)
     num_shards = manifest.num_shards
     totals: Counter[str] = Counter()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from sftprep.config.validation import is_url
 from sftprep.errors import ConfigError, StorageError
+from sftprep.stores.hub import is_hub_url, pin_revision
 from sftprep.stores.protocols import (
     PROTOCOLS,
     base_of,
@@ -209,15 +210,18 @@ BuildFolder: TypeAlias = Path | StoreFolder
 
 
 def folder_of(path: str | os.PathLike[str]) -> BuildFolder:
-    """Return the folder of a path or URL.
+    """Return the folder of a path or URL; that of a data set on the Hub at its current commit.
 
     Raises:
         ConfigError: The protocol of the URL is unknown, or the URL names no folder.
         MissingDependency: The package for it is not installed.
         StorageError: Its library cannot be set up.
+        HubError: The Hub cannot be reached, or does not have the data set.
     """
     if not (isinstance(path, str) and is_url(path)):
         return Path(path)
+    if is_hub_url(path):
+        path = pin_revision(path)
     protocol, _, rest = path.partition("://")
     if not rest.strip("/"):
         raise ConfigError(f"{path} names no folder", remedy="write s3://bucket/folder")

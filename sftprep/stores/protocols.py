@@ -13,6 +13,8 @@ from typing import Any
 from urllib.parse import quote
 
 from sftprep.errors import ConfigError, MissingDependency, SftprepError, StorageError, setting
+from sftprep.stores.hub import is_hub_url, is_pinned
+from sftprep.stores.hub_error_conversion import hub_errors
 
 _CONFLICTS = (409, 412)
 """Status codes of a conditional write that lost to another one, now or before."""
@@ -79,7 +81,9 @@ def _check_known(name: str, url: str) -> None:
     import fsspec
     from fsspec.registry import known_implementations
 
-    if name in _LOCAL or name == "hf" or "::" in url:
+    # An object of the file system for the Hub keeps what it has listed, so it is used for commits.
+    is_changing = is_hub_url(url) and not is_pinned(url)
+    if name in _LOCAL or is_changing or "::" in url:
         raise ConfigError(
             f"{url} is a URL that is not supported here",
             remedy="write the path of a local folder, or a URL such as s3://bucket/folder",
@@ -130,6 +134,10 @@ def store_errors(action: str, url: str) -> Iterator[None]:
         action: What is done to the URL, such as "read".
         url: The URL.
     """
+    if is_hub_url(url):
+        with hub_errors(action, url):
+            yield
+        return
     try:
         yield
     except (SftprepError, FileNotFoundError, FileExistsError):

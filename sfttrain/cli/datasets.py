@@ -56,10 +56,11 @@ def open_data(path: str) -> Any:
 
     Raises:
         InputNotFound: The path does not exist, and no file matches it as a pattern.
-        ManifestError: The path is a URL, and not that of a finished build.
+        ManifestError: The path is a URL, and not that of a finished build; one on the Hub may also
+            be that of a data set with records.
     """
     if path.startswith(_HUB_PREFIX):
-        return path
+        return sftprep.open_shards(path) if is_finished_build(path) else path
     if is_url(path):
         return sftprep.open_shards(path)
     if not os.path.exists(path):

@@ -511,7 +511,8 @@ def test_the_methods_that_are_extended_still_exist() -> None:
     names = ["training_step", "_get_grad_norm", "_maybe_log_save_evaluate", "_save_checkpoint"]
     names += ["get_batch_samples", "push_to_hub", "_determine_best_metric", "_finalize_training"]
     names += ["_load_from_checkpoint", "_load_best_model", "_load_optimizer_and_scheduler"]
-    names += ["_load_rng_state", "_load_scaler", "_run_epoch"]
+    names += ["_load_rng_state", "_load_scaler", "_run_epoch", "init_hf_repo"]
+    names += ["_push_from_checkpoint", "_finish_current_push"]
     for name in names:
         assert callable(getattr(Trainer, name))
 

@@ -1,6 +1,7 @@
-"""A local server with the endpoints of the Hugging Face Hub that clients request.
+"""A local server with the endpoints of the Hugging Face Hub that clients read.
 
-It serves repositories, trees and files, with ranges and etags.
+It serves repositories, trees and files, with ranges and etags. `hub_writer.py` adds the endpoints
+for writing.
 """
 
 from __future__ import annotations
@@ -11,14 +12,18 @@ import threading
 from dataclasses import dataclass, field
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 _API = re.compile(
-    r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)(?:/(?P<what>revision|tree)/(?P<revision>[^/]+)(?P<rest>/.*)?)?"
+    r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)(?:/(?P<what>revision|tree)/(?P<revision>[^/]+)(?:/(?P<rest>.*))?)?"
 )
 _FILE = re.compile(
     r"/(?P<kind>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"
 )
+
+
+LFS_SUFFIXES = (".arrow", ".index", ".parquet", ".safetensors", ".bin")
 
 
 @dataclass
@@ -26,20 +31,73 @@ class Repo:
     """A repository.
 
     Attributes:
-        revisions: Branch -> path -> content.
+        revisions: Branch -> path -> content, at the start.
         gated: Whether a token is required.
+        private: Whether it was created as a private one.
+        heads: Branch -> commit.
+        commits: Commit -> path -> content.
+        parents: Commit -> the commit before it.
+        messages: The messages of the commits that clients made.
     """
 
     revisions: dict[str, dict[str, bytes]]
     gated: bool = False
+    private: bool = False
+    heads: dict[str, str] = field(default_factory=dict)
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    parents: dict[str, str] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name, files in self.revisions.items():
+            self.add_commit(name, files, "")
+
+    def add_commit(self, branch: str, files: dict[str, bytes], message: str) -> str:
+        """Add a commit to a branch, and return it."""
+        parent = self.heads.get(branch, "")
+        content = sorted((name, sha1(data).hexdigest()) for name, data in files.items())
+        commit = sha1(repr((branch, parent, content)).encode()).hexdigest()
+        self.heads[branch], self.commits[commit], self.parents[commit] = commit, files, parent
+        if parent:
+            self.messages.append(message)
+        return commit
 
     def find(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
         """Return the commit and the files of a branch or commit, or None."""
-        for name, files in self.revisions.items():
-            commit = sha1(repr((name, sorted(files.items()))).encode()).hexdigest()
-            if revision in (name, commit):
-                return commit, files
-        return None
+        commit = self.heads.get(revision, revision)
+        return (commit, self.commits[commit]) if commit in self.commits else None
+
+
+def file_entry(path: str, data: bytes) -> dict[str, Any]:
+    """Return the entry of a file in a listing."""
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data)}
+    if not path.endswith(LFS_SUFFIXES):
+        return entry | {"oid": git_hash(data)}
+    digest = sha256(data).hexdigest()
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {len(data)}\n"
+    lfs = {"oid": digest, "size": len(data), "pointerSize": len(pointer)}
+    return entry | {"oid": git_hash(pointer.encode()), "lfs": lfs}
+
+
+def git_hash(data: bytes) -> str:
+    """Return the name that git has for a file."""
+    return sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def list_tree(files: dict[str, bytes], folder: str, *, recursive: bool) -> list[dict[str, Any]]:
+    """Return the entries of the files and folders in a folder of a repository."""
+    prefix, found = f"{folder}/" if folder else "", {}
+    for path, data in sorted(files.items()):
+        if not path.startswith(prefix):
+            continue
+        below, parent = path[len(prefix) :].split("/"), prefix.rstrip("/")
+        depths = range(1, len(below)) if recursive else range(1, min(len(below), 2))
+        for depth in depths:
+            name = "/".join([*([parent] if parent else []), *below[:depth]])
+            found[name] = {"type": "directory", "path": name, "size": 0, "oid": git_hash(b"")}
+        if recursive or len(below) == 1:
+            found[path] = file_entry(path, data)
+    return list(found.values())
 
 
 @dataclass
@@ -58,15 +116,15 @@ class Hub:
     broken: bool = False
     cuts: int = 0
 
-    def serve(self) -> ThreadingHTTPServer:
+    def serve(self, handler: type[HubHandler] | None = None) -> ThreadingHTTPServer:
         """Start serving on a free port of loopback."""
         server_hub = self
 
-        class Handler(HubHandler):
+        class Handler(handler or HubHandler):  # type: ignore[misc]
             hub = server_hub
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         return server
 
 
@@ -74,6 +132,7 @@ class HubHandler(BaseHTTPRequestHandler):
     """Responds to the requests for `hub`."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # otherwise, each response waits for 40 ms
     hub: Hub
 
     def do_GET(self) -> None:
@@ -125,10 +184,10 @@ class HubHandler(BaseHTTPRequestHandler):
             return
         commit, files = answer
         if found["what"] == "tree":
-            items = [
-                {"type": "file", "path": name, "size": len(data), "oid": sha1(data).hexdigest()}
-                for name, data in files.items()
-            ]
+            is_recursive = parse_qs(urlsplit(self.path).query).get("recursive") == ["true"]
+            items = list_tree(files, unquote(found["rest"] or ""), recursive=is_recursive)
+            if not items and found["rest"]:
+                return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
             return self._json(items, body=body)
         siblings = [{"rfilename": name} for name in files]
         self._json(

@@ -13,8 +13,10 @@ import pytest
 from sftprep import BuildReport, build
 from sftprep.stores.folder import StoreFolder, folder_of
 from sftprep.stores.protocols import PROTOCOLS
+from tests.sources.hub_writer import WritableHub
 from tests.stores import servers
 from tests.stores.builds import example_lines, small_settings
+from tests.stores.loopback_hub import loopback_hub
 from tests.stores.memory import MEMORY
 
 
@@ -58,6 +60,13 @@ def memory(memory_url: str) -> StoreFolder:
 def s3(s3_url: str) -> StoreFolder:
     """An empty folder in an S3 store."""
     return _empty_folder(s3_url)
+
+
+@pytest.fixture
+def hub() -> Iterator[WritableHub]:
+    """An empty Hub."""
+    with loopback_hub() as found:
+        yield found
 
 
 @pytest.fixture

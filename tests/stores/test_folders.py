@@ -118,7 +118,7 @@ def test_a_store_without_conditional_writes_is_refused_for_output(tmp_path, toke
     [
         ("s4://bucket/x", "protocol s4, which is not supported"),
         ("file:///tmp/x", "not supported"),
-        ("hf://datasets/org/name", "not supported"),
+        ("hf://models/org/name", "is not the URL of a data set"),
         ("simplecache::s3://b/x", "not supported"),
         ("s3://", "names no folder"),
     ],

@@ -96,8 +96,8 @@ class OutputFolder:
         """
         return self.work / EVAL_FOLDER if evaluation else self.work
 
-    def commit(self, manifest: Manifest, evaluation: Manifest | None, *, keep_spill: bool) -> None:
-        """Replace the previous build by the finished one.
+    def commit(self, manifest: Manifest, evaluation: Manifest | None, *, keep_spill: bool) -> Path:
+        """Replace the previous build by the finished one; return its folder.
 
         After each of these errors, except for a disk error between the moves, the previous build is
         unchanged.
@@ -129,6 +129,7 @@ class OutputFolder:
             )
             _remove(self.root, obsolete)
             self.clean(keep_spill=keep_spill)
+        return self.root
 
     def clean(self, *, keep_spill: bool) -> None:
         """Remove the files of this build from the work folder, apart from spills to keep."""

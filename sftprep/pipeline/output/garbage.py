@@ -11,6 +11,7 @@ from sftprep.pipeline.output.store import build_names
 from sftprep.shards.layout import EVAL_FOLDER, MANIFEST_NAME
 from sftprep.shards.manifest import read_manifest
 from sftprep.stores.folder import PROBE_PREFIX, StoredFile, StoreFolder, folder_of
+from sftprep.stores.hub import is_hub_url
 
 
 def collect_garbage(
@@ -30,10 +31,15 @@ def collect_garbage(
         What was removed, or would be.
 
     Raises:
-        ConfigError: It is not the URL of a store.
+        ConfigError: It is not the URL of an object store.
         ManifestError: The manifest, or a file that it names, cannot be read.
         StorageError: The store cannot be reached.
     """
+    if is_hub_url(url):
+        raise ConfigError(
+            f"{url} is on the Hub, where a push removes what others left",
+            remedy="push a build there: sftprep push DIR org/name",
+        )
     root = folder_of(url)
     if not isinstance(root, StoreFolder):
         raise ConfigError(

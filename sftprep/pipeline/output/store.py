@@ -38,7 +38,7 @@ from sftprep.shards.layout import (
     rejected_path,
 )
 from sftprep.shards.manifest import Manifest, parse_manifest, read_manifest
-from sftprep.stores.folder import BuildFolder, Mark, StoreFolder
+from sftprep.stores.folder import Mark, StoreFolder
 
 _ATTEMPTS = 5
 """How often the manifest is written while the store says that another write is in progress."""
@@ -75,8 +75,10 @@ class OutputStore:
         """Return the folder for the files of a build before the commit."""
         return self.scratch.staging(evaluation=evaluation)
 
-    def commit(self, manifest: Manifest, evaluation: Manifest | None, *, keep_spill: bool) -> None:
-        """Replace the previous build by the finished one.
+    def commit(
+        self, manifest: Manifest, evaluation: Manifest | None, *, keep_spill: bool
+    ) -> StoreFolder:
+        """Replace the previous build by the finished one; return its folder.
 
         Args:
             manifest: The manifest of the training build.
@@ -101,6 +103,7 @@ class OutputStore:
             self.root.remove(previous - {name for _, name in files} - {MANIFEST_NAME})
         with storage_errors(self.scratch.root):
             self.scratch.clean(keep_spill=keep_spill)
+        return self.root
 
     def _check_kept(self, manifest: Manifest, evaluation: Manifest | None) -> None:
         """Check that no file of the previous build is replaced by one with other content.
@@ -161,8 +164,8 @@ class OutputStore:
 
 
 @contextmanager
-def claim_place(root: BuildFolder, settings: OutputConfig) -> Iterator[OutputFolder | OutputStore]:
-    """Claim an output folder, local or in a store, while the block runs.
+def claim_store(root: StoreFolder, settings: OutputConfig) -> Iterator[OutputStore]:
+    """Claim an output folder in a store while the block runs.
 
     Args:
         root: The folder.
@@ -174,10 +177,6 @@ def claim_place(root: BuildFolder, settings: OutputConfig) -> Iterator[OutputFol
         OutputBusy: Another build on this machine works for the same output.
         StorageError: The folder cannot be written.
     """
-    if isinstance(root, Path):
-        with claim_output(root, overwrite=settings.overwrite) as output:
-            yield output
-        return
     replaced = _read_committed(root)
     if replaced is not None and not settings.overwrite:
         raise OutputExists(
@@ -188,11 +187,14 @@ def claim_place(root: BuildFolder, settings: OutputConfig) -> Iterator[OutputFol
             ],
         )
     root.check_conditions()
-    scratch = Path(settings.scratch).absolute() if settings.scratch else cache_dir() / "scratch"
-    # A folder of its own for each output, whose spills are found again after a kill.
-    scratch = scratch / sha256(root.url.encode()).hexdigest()[:16]
-    with claim_output(scratch, overwrite=True) as local:
+    with claim_output(scratch_folder(settings, root.url), overwrite=True) as local:
         yield OutputStore(root=root, scratch=local, replaced=replaced)
+
+
+def scratch_folder(settings: OutputConfig, url: str) -> Path:
+    """Return the local folder of a build for a URL, in which its spills are found after a kill."""
+    scratch = Path(settings.scratch).absolute() if settings.scratch else cache_dir() / "scratch"
+    return scratch / sha256(url.encode()).hexdigest()[:16]
 
 
 def _read_committed(root: StoreFolder) -> _Committed | None:

@@ -12,19 +12,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 from sftprep.config.cache_location import cache_dir
 from sftprep.core.disk_cache import read_entry, write_entry
 from sftprep.core.hashing import digest
 from sftprep.errors import ConfigError, FormatError, HubError, InputNotFound, first_line, setting
+from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
 from sftprep.sources.discovery.file_types import is_data, kind_of
 from sftprep.sources.discovery.hub_splits import choose_config, files_of_splits, glob_matches
 from sftprep.sources.discovery.saved import choose_split
 from sftprep.stores.folder import Mark
+from sftprep.stores.hub import HUB_PREFIX
+from sftprep.stores.hub_error_conversion import is_hub_error
 
-_PREFIX = "hf://datasets/"
 _NAME = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:/]+))?(?::(?P<config>[^/]+))?(?:/(?P<rest>.+))?",
     re.ASCII,
@@ -147,20 +148,20 @@ def hub_files(
             lambda path: _download(request.repo, commit, [path])[0],
         )
         local = _download(request.repo, commit, wanted)
-    label = f"{_PREFIX}{request.repo}@{commit}"
+    label = f"{HUB_PREFIX}{request.repo}@{commit}"
     return [
         FoundFile(path, f"{label}/{remote}") for path, remote in zip(local, wanted, strict=True)
     ]
 
 
 def _parse_name(name: str) -> _HubRequest:
-    if name.startswith("hf://") and not name.startswith(_PREFIX):
-        raise ConfigError(f"{name} is not a data set", remedy=f"write {_PREFIX}org/name")
-    found = _NAME.fullmatch(name.removeprefix(_PREFIX))
+    if name.startswith("hf://") and not name.startswith(HUB_PREFIX):
+        raise ConfigError(f"{name} is not a data set", remedy=f"write {HUB_PREFIX}org/name")
+    found = _NAME.fullmatch(name.removeprefix(HUB_PREFIX))
     if found is None:
         raise ConfigError(
             f"{name} is not the name of a data set on the Hub",
-            remedy=f"write {_PREFIX}org/name[@revision][:config][/split]",
+            remedy=f"write {HUB_PREFIX}org/name[@revision][:config][/split]",
         )
     revision = found["revision"]
     return _HubRequest(
@@ -223,6 +224,12 @@ def _select_files(
             )
         return found
     # 2. Otherwise the README and the names of the files determine the files of the split.
+    if MANIFEST_NAME in paths and any(path.startswith(f"{SHARD_FOLDER}/") for path in paths):
+        raise FormatError(
+            f"{where} is a build of sftprep, whose records are tokenized already",
+            remedy=f"use the inputs of that build, or train on it: sfttrain run {HUB_PREFIX}"
+            f"{request.repo}",
+        )
     data = [path for path in paths if is_data(path)]
     if not data:
         suffixes = sorted(
@@ -271,7 +278,7 @@ def _convert_hub_errors(repo: str, revision: str | None, *, name: str) -> Iterat
     from huggingface_hub import errors
 
     where = f"the data set {repo} on the Hub"
-    not_a_path = "" if name.startswith(_PREFIX) else f"{name} is not a local path, and "
+    not_a_path = "" if name.startswith(HUB_PREFIX) else f"{name} is not a local path, and "
     try:
         yield
     except errors.GatedRepoError as error:
@@ -300,18 +307,10 @@ def _convert_hub_errors(repo: str, revision: str | None, *, name: str) -> Iterat
             remedy="connect to the network (and unset HF_HUB_OFFLINE), or use a path",
         ) from error
     except Exception as error:
-        if not _is_network_error(error):
+        if not (isinstance(error, OSError) or is_hub_error(error)):
             raise
         raise HubError(
             f"{not_a_path}{where} could not be read: {type(error).__name__}:"
             f" {first_line(error, 200)}",
             remedy="check the name and the network, and try again",
         ) from error
-
-
-def _is_network_error(error: Any) -> bool:
-    # The HTTP client of the library has changed from requests to httpx, and may change again.
-    modules = [kind.__module__ for kind in type(error).__mro__]
-    return isinstance(error, OSError) or any(
-        m.startswith(("http", "requests", "huggingface_hub", "hf_xet")) for m in modules
-    )
