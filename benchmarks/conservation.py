@@ -42,8 +42,8 @@ from sftprep.core.omissions import (
     TOOLS,
 )
 from sftprep.errors import SftprepError, TemplateError
-from sftprep.render.conservation import ConservationCheck, Conversation
-from sftprep.render.written_contents import WrittenContents
+from sftprep.render.omissions.check import ConservationCheck, Conversation
+from sftprep.render.omissions.written_contents import WrittenContents
 
 SPECIAL_TOKENS = {
     "bos_token": "<s>",

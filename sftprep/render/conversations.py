@@ -18,12 +18,13 @@ from sftprep.core.omissions import REASONING_LEFT, VARIABLE_NOT_READ
 from sftprep.core.types import Counts, Example, Message
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
-from sftprep.render.conservation import (
+from sftprep.render.omissions.check import (
     NO_OMISSIONS,
     ConservationCheck,
     Conversation,
     Omissions,
 )
+from sftprep.render.omissions.written_contents import WrittenContents
 from sftprep.render.reasoning import (
     find_ends,
     find_insertions,
@@ -35,7 +36,6 @@ from sftprep.render.reasoning import (
     is_text_with_call_shown,
     without_reasoning,
 )
-from sftprep.render.written_contents import WrittenContents
 
 
 class ConversationRenderer:

@@ -25,9 +25,9 @@ from sftprep.core.omissions import (
 from sftprep.core.types import Counts, Example, Message, Rejected
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
-from sftprep.render.conservation import NO_OMISSIONS, Omissions
 from sftprep.render.conversations import ConversationRenderer
 from sftprep.render.escaping import ContentEscaper
+from sftprep.render.omissions.check import NO_OMISSIONS, Omissions
 from sftprep.render.reasoning import (
     EMPTY_BLOCK,
     find_emptied,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.conservation import compare, templates_of_trl
-from sftprep.render.conservation import NO_OMISSIONS, ConservationCheck, Conversation, Omissions
+from sftprep.render.omissions.check import NO_OMISSIONS, ConservationCheck, Conversation, Omissions
 
 
 def chatml(messages: Any) -> str:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftprep.render.conservation import ConservationCheck, Conversation
-from sftprep.render.tool_leaves import copy_tool, find_tool_leaves
+from sftprep.render.omissions.check import ConservationCheck, Conversation
+from sftprep.render.omissions.tool_leaves import copy_tool, find_tool_leaves
 
 
 def strings_of(tool: Any) -> list[str]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.conservation import SPECIAL_TOKENS, found_by, make_check
 from sftprep.chat_template.template import ChatTemplate
-from sftprep.render.spellings import count_missing, iter_spellings
+from sftprep.render.omissions.spellings import count_missing, iter_spellings
 
 EACH = "{% for m in messages %}<|im_start|>TURN<|im_end|>\n{% endfor %}"
 """A template that writes `TURN` for each message."""

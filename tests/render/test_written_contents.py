@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sftprep.render.written_contents import WrittenContents
+from sftprep.render.omissions.written_contents import WrittenContents
 
 Messages = list[dict[str, Any]]
 

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from sftprep.render import written_values
-from sftprep.render.written_values import WrittenValues
+from sftprep.render.omissions import written_values
+from sftprep.render.omissions.written_values import WrittenValues
 
 
 def written(values: list[dict[str, int]], text: str) -> list[bool]:

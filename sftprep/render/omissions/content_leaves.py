@@ -24,8 +24,8 @@ from sftprep.core.omissions import (
     TOOLS,
 )
 from sftprep.core.types import Message, function_of
-from sftprep.render.tool_leaves import Scalar, copy_tool, find_tool_leaves
-from sftprep.render.written_values import WrittenValues
+from sftprep.render.omissions.tool_leaves import Scalar, copy_tool, find_tool_leaves
+from sftprep.render.omissions.written_values import WrittenValues
 
 ANYWHERE = -1
 """The turn of leaves that may occur anywhere in the text: system messages and tools."""

@@ -25,34 +25,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sftprep.core.omissions import ARGUMENT, CALL, KEY, NAME, REASONING, TOOLS
 from sftprep.core.types import Message
-from sftprep.render.content_leaves import (
-    ANYWHERE,
+from sftprep.render.omissions.content_leaves import (
     Leaf,
     SentinelCopy,
     SentinelRendering,
     find_structural_strings,
     to_leaves,
 )
-from sftprep.render.spellings import (
-    all_occur,
-    cannot_be_in,
-    count_missing,
-    first_spelling,
-    iter_spellings,
-    occurs,
-)
-from sftprep.render.unread_keys import UnreadCopy
-from sftprep.render.written_values import WrittenValues
+from sftprep.render.omissions.leaf_search import find_ambiguous, remove_missing, search_leaves
+from sftprep.render.omissions.spellings import all_occur, cannot_be_in, occurs
+from sftprep.render.omissions.unread_keys import UnreadCopy
+from sftprep.render.omissions.written_values import WrittenValues
 
-_SURE_LENGTH = 8
-"""Shorter strings may occur in a text by chance."""
 _WORD = re.compile(r"[^\W\d_]{4,}")
 _MOST_WORK = 1 << 28
 """The largest product of leaves and characters of the text that is searched."""
@@ -247,15 +238,15 @@ class ConservationCheck:
                 lacking = [leaf for k, leaf in enumerate(leaves) if rendering.lacks(k, leaf.value)]
                 return _to_omissions(lacking, messages)
             # Only a search without a result reads the whole text.
-            found = _search_leaves(leaves, text, most_misses=1 + _MOST_WORK // len(text))
+            found = search_leaves(leaves, text, most_misses=1 + _MOST_WORK // len(text))
             omitted = [leaf for leaf, shown in zip(leaves, found, strict=True) if not shown]
             return _to_omissions(omitted, messages)
-        found = _search_leaves(leaves, text)
+        found = search_leaves(leaves, text)
         numbers = [number for number, leaf in enumerate(leaves) if _identify(leaf) in unproven]
         rendering = self._render_sentinels(conversation, leaves)
         if rendering is not None:
             structural = find_structural_strings(messages)
-            unsure = _find_ambiguous(leaves, numbers, rendering, structural)
+            unsure = find_ambiguous(leaves, numbers, rendering, structural)
             in_order = found
             found = [True] * len(leaves)
             for number in numbers:
@@ -269,7 +260,7 @@ class ConservationCheck:
                 )
             # A template may leave out a leaf because of its value, which sentinels do not have.
             examined = [number for number in numbers if number in unsure or not in_order[number]]
-            _remove_missing(leaves, found, in_order, examined, text)
+            remove_missing(leaves, found, in_order, examined, text)
         return _to_omissions([leaves[number] for number in numbers if not found[number]], messages)
 
     def _render_sentinels(
@@ -315,101 +306,6 @@ _LeafId = tuple[str, int, str | int | float]
 
 def _identify(leaf: Leaf) -> _LeafId:
     return leaf.kind, leaf.turn, leaf.value
-
-
-# --- search ---------------------------------------------------------------------------------------
-
-
-def _search_leaves(leaves: Sequence[Leaf], text: str, most_misses: int | None = None) -> list[bool]:
-    """Return for each leaf whether the text shows it, turn after turn.
-
-    Args:
-        leaves: The leaves.
-        text: The rendered text.
-        most_misses: The number of missing leaves after which the others count as shown.
-    """
-    found: list[bool] = []
-    start = end = misses = 0
-    turn = 0
-    for leaf in leaves:
-        if most_misses is not None and misses >= most_misses:
-            found.append(True)
-            continue
-        if leaf.turn == ANYWHERE:
-            found.append(occurs(leaf.value, text))
-            continue
-        if leaf.turn != turn:
-            turn, start = leaf.turn, end
-        form = first_spelling(leaf.value)
-        position = text.find(form, start)
-        if position < 0 and not cannot_be_in(leaf.value, text):
-            for form in iter_spellings(leaf.value):
-                position = text.find(form, start)
-                if position >= 0:
-                    break
-        found.append(position >= 0)
-        misses += position < 0
-        if position >= 0 and not _may_match_by_chance(leaf):
-            end = max(end, position + len(form))
-    return found
-
-
-def _remove_missing(
-    leaves: Sequence[Leaf],
-    found: list[bool],
-    in_order: Sequence[bool],
-    examined: Sequence[int],
-    text: str,
-) -> None:
-    """Set `found` to False for leaves of which the text has fewer than the record.
-
-    Of equal leaves, those that the search in order missed are set first, then the last ones.
-
-    Args:
-        leaves: The leaves.
-        found: Whether each leaf is in the text; changed.
-        in_order: Whether the search in order found it.
-        examined: The numbers of the leaves to examine.
-        text: The rendered text.
-    """
-    shown = [leaf.value for leaf, is_found in zip(leaves, found, strict=True) if is_found]
-    examined = [number for number in examined if found[number]]
-    missing = count_missing(shown, [leaves[number].value for number in examined], text)
-    for number in sorted(examined, key=lambda number: (in_order[number], -number)):
-        spelling = first_spelling(leaves[number].value)
-        if missing[spelling]:
-            missing[spelling] -= 1
-            found[number] = False
-
-
-def _find_ambiguous(
-    leaves: Sequence[Leaf],
-    numbers: Iterable[int],
-    rendering: SentinelRendering,
-    structural: Iterable[str],
-) -> set[int]:
-    """Return those of some leaves that may be found in the text by chance, by number.
-
-    They are the short leaves, those of tools, those that occur in another leaf or another string
-    of the record, and those that the template writes by itself.
-    """
-    everything = "\0".join([*(str(leaf.value) for leaf in leaves), *structural])
-    structure = rendering.structure
-    return {
-        number
-        for number in numbers
-        if _may_match_by_chance(leaf := leaves[number])
-        or everything.count(str(leaf.value)) > 1
-        or (not cannot_be_in(leaf.value, structure) and occurs(leaf.value, structure))
-    }
-
-
-def _may_match_by_chance(leaf: Leaf) -> bool:
-    """Return whether other contents may contain the value of a leaf.
-
-    Calls and their results repeat the names and values of tools.
-    """
-    return leaf.kind == TOOLS or not isinstance(leaf.value, str) or len(leaf.value) < _SURE_LENGTH
 
 
 def _to_omissions(omitted: Sequence[Leaf], messages: Sequence[Message]) -> Omissions:

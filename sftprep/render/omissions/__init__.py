@@ -1,0 +1,1 @@
+"""The check for content of a record that its rendered text lacks."""
