@@ -388,10 +388,17 @@ class TrainingDiverged(SftprepError):
 
 
 class MissingDependency(SftprepError):
-    """An optional package required by a feature, but not installed."""
+    """A package required by a feature, but not installed.
 
-    def __init__(self, package: str, *, extra: str, needed_for: str) -> None:
+    Args:
+        package: The name of the package.
+        extra: The extra of sftprep that installs it, if there is one.
+        needed_for: The feature.
+    """
+
+    def __init__(self, package: str, *, extra: str | None = None, needed_for: str) -> None:
         super().__init__(
-            f"{needed_for} needs the package {package}", remedy=f'pip install "sftprep[{extra}]"'
+            f"{needed_for} needs the package {package}",
+            remedy=f'pip install "sftprep[{extra}]"' if extra else f"pip install {package}",
         )
         self.package, self.extra = package, extra
