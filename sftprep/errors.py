@@ -388,17 +388,9 @@ class TrainingDiverged(SftprepError):
 
 
 class MissingDependency(SftprepError):
-    """A package required by a feature, but not installed.
-
-    Args:
-        package: The name of the package.
-        extra: The extra of sftprep that installs it, if there is one.
-        needed_for: The feature.
-    """
+    """A package required by a feature, but not installed; by itself, or by an extra of sftprep."""
 
     def __init__(self, package: str, *, extra: str | None = None, needed_for: str) -> None:
-        super().__init__(
-            f"{needed_for} needs the package {package}",
-            remedy=f'pip install "sftprep[{extra}]"' if extra else f"pip install {package}",
-        )
+        remedy = f'pip install "sftprep[{extra}]"' if extra else f"pip install {package}"
+        super().__init__(f"{needed_for} needs the package {package}", remedy=remedy)
         self.package, self.extra = package, extra

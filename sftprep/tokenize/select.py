@@ -80,8 +80,8 @@ def _probe(
         if result.equal:
             break
         refused.append(Refusal(name, result.reason, result.example))
-    if len(refused) == len(_FAST):
-        level, slower = logging.WARNING, ", which is slower"
+    is_slow = len(refused) == len(_FAST)
+    if is_slow:
         result = ProbeResult(
             HfEncoder.name,
             version_of(HfEncoder.name),
@@ -89,10 +89,15 @@ def _probe(
             checked=result.checked,
             reason="no faster encoder can be used",
         )
-    else:
-        level, slower = logging.INFO, ""
-    for refusal in refused:
-        _log.log(level, "%s is used for %s%s; %s", result.encoder, spec.name, slower, refusal)
+    if refused:
+        _log.log(
+            logging.WARNING if is_slow else logging.INFO,
+            "%s is used for %s%s; %s",
+            result.encoder,
+            spec.name,
+            ", which is slower" if is_slow else "",
+            "; ".join(map(str, refused)),
+        )
     return dataclasses.replace(result, refused=tuple(refused))
 
 

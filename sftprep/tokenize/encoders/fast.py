@@ -1,4 +1,4 @@
-"""The common part of the fast encoders, which agree with `tokenizers` by construction or by check.
+"""The common part of the fast encoders.
 
 A library that is faster than `tokenizers` encodes all strings, with two exceptions that the
 reference encoder takes over:
@@ -13,7 +13,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +45,7 @@ class FastEncoder(ABC):
         reference: Returns the reference encoder; called when it is needed.
     """
 
-    name: ClassVar[str]
+    name: str
     """A key of `ENCODERS`, which is also the name of the package."""
 
     def __init__(self, spec: TokenizerSpec, *, reference: Callable[[], Encoder]) -> None:
@@ -69,11 +69,6 @@ class FastEncoder(ABC):
     @abstractmethod
     def _bytes_of(self, ids: Iterable[int] | None) -> dict[int, bytes]:
         """Return the bytes of tokens by id, or those of the whole vocabulary."""
-
-    @property
-    def _decoder(self) -> Callable[[NDArray[np.uint32]], bytes] | None:
-        """Return a function from ids to their concatenated bytes, if the library has one."""
-        return None
 
     @cached_property
     def version(self) -> str:
@@ -134,10 +129,10 @@ class FastEncoder(ABC):
         # Not for SentencePiece, whose decoder drops the first space of a token.
         if not self._is_first_call_done and not family.metaspace and len(ids) <= _FEW_TOKENS:
             self._is_first_call_done = True
-            return token_bytes(self._spec, self._bytes_of(np.unique(ids).tolist()), self._decoder)
+            return token_bytes(self._spec, self._bytes_of(np.unique(ids).tolist()))
         if not self._is_table_made:
             self._is_table_made = True
-            self._table = token_bytes(self._spec, self._bytes_of(None), self._decoder)
+            self._table = token_bytes(self._spec, self._bytes_of(None))
         return self._table
 
 

@@ -93,14 +93,8 @@ class GigatokenEncoder(FastEncoder):
         if ids is None:
             vocabulary: dict[int, bytes] = self._backend.vocab
             return vocabulary
-        return {number: self._decode(np.array([number], np.uint32)) for number in ids}
-
-    @property
-    def _decoder(self) -> Callable[[NDArray[np.uint32]], bytes]:
-        return self._decode
-
-    def _decode(self, ids: NDArray[np.uint32]) -> bytes:
-        return bytes(self._backend.decode(ids))
+        decode = self._backend.decode
+        return {number: bytes(decode(np.array([number], np.uint32))) for number in ids}
 
     def _limit_memory(self, size: int) -> None:
         """Load the backend again if its cache takes too much memory.
