@@ -42,10 +42,12 @@ def byte_level(
     qwen: bool = False,
     add_prefix_space: bool = False,
     trim: bool = False,
+    every_byte: bool = True,
 ) -> Tokenizer:
     """Return a byte-level BPE of 400 tokens.
 
     It splits strings as GPT-2 does, with `gpt4` as Llama 3, with `qwen` as Qwen (digit by digit).
+    Without `every_byte`, the vocabulary lacks the bytes that do not occur in the corpus.
     """
     tokenizer = Tokenizer(models.BPE())
     if nfc:
@@ -58,7 +60,7 @@ def byte_level(
     tokenizer.decoder = decoders.ByteLevel()
     if trim:
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if every_byte else []
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=[END, START, STOP],
