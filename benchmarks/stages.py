@@ -11,7 +11,8 @@ everything is loaded and warm, and nothing is written. The result is the median 
 rounds, in each of which the stages alternate.
 
 The floor reads the file, parses each line with orjson, and encodes the rendered texts, joined with
-a separator, in one call of the encoder per partition (`tokenizers`: one call per text).
+a separator, in one call of the encoder per partition (`tokenizers`: one call per text; fastokens:
+one call per 16,384 characters).
 """
 
 from __future__ import annotations
@@ -38,10 +39,14 @@ from benchmarks.corpora import (
 from benchmarks.plots import plot_bars
 from sftprep.config import BuildConfig
 from sftprep.core.byte_search import ByteSearcher
+from sftprep.core.chunking import in_groups
+from sftprep.core.types import Counts
 from sftprep.pipeline.passes.preprocess import Preprocessor, preprocess, read_examples
 from sftprep.pipeline.prepare.setup import Setup, prepare_setup
 from sftprep.sources.partition import cut, read_partition
+from sftprep.tokenize.encoders.fastokens import load_fastokens
 from sftprep.tokenize.encoders.gigatoken import load_gigatoken
+from sftprep.tokenize.encoders.load import ENCODERS
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.encoders.separators import find_separator
 
@@ -56,7 +61,7 @@ def main() -> None:
     )
     parser.add_argument("--tokenizer", default="qwen3", help="folder of a tokenizer")
     parser.add_argument("--chat-template", help="template to use instead of the tokenizer's own")
-    parser.add_argument("--encoder", default="auto", choices=("auto", "gigatoken", "tokenizers"))
+    parser.add_argument("--encoder", default="auto", choices=("auto", *ENCODERS))
     parser.add_argument("--train-on", nargs="+", default=["all", "assistant"])
     parser.add_argument("--rounds", type=positive_int, default=7)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -105,7 +110,7 @@ def measure_stages(setups: dict[str, Setup], rounds: int) -> list[dict[str, Any]
     blocks = [read_partition(partition) for partition in partitions]
     megabytes = sum(map(len, blocks)) / 1e6
     encode = RawEncoder(first)
-    texts = [encode.prepare(_render_texts(first, block, setup.formats[0])) for block in blocks]
+    texts = [encode.prepare(render_texts(first, block, setup.formats[0])) for block in blocks]
     work: dict[str, Callable[[], Any]] = {
         "read": lambda: [read_partition(partition) for partition in partitions],
         "orjson": lambda: [
@@ -149,33 +154,39 @@ class RawEncoder:
     """Library of the encoder, called in the form that it processes fastest."""
 
     def __init__(self, stages: Preprocessor) -> None:
-        spec, self._separator = stages.recipe.tokenizer, find_separator(stages.recipe.tokenizer)
-        self._fast = stages.recipe.encoder == "gigatoken"
-        if self._fast:
+        spec, self._name = stages.recipe.tokenizer, stages.recipe.encoder
+        self._separator = find_separator(spec)
+        if self._name == "gigatoken":
             self._encode: Callable[[Any], Any] = load_gigatoken(spec).encode
+        elif self._name == "fastokens":
+            encode_batch = load_fastokens(spec).encode_batch_flat
+            self._encode = lambda text: encode_batch([text])
         else:
             self._encode = HfEncoder(spec, threads=False).encode
 
     def prepare(self, texts: list[str]) -> Any:
         """Return the texts in the form that `run` takes."""
-        if not self._fast:
-            return texts
-        encoded = [text.encode() for text in texts]
-        if self._separator is None:
-            return encoded
-        return [self._separator.text.encode().join(encoded)]
+        between = None if self._separator is None else self._separator.text
+        if self._name == "gigatoken":
+            encoded = [text.encode() for text in texts]
+            return encoded if between is None else [between.encode().join(encoded)]
+        if self._name == "fastokens":  # its threads take part in texts of 64 KiB and more
+            groups = in_groups(texts, 1 << 14)
+            return texts if between is None else [between.join(group) for group in groups]
+        return texts
 
     def run(self, prepared: Any) -> None:
         """Encode the texts of one partition."""
-        if not self._fast:
+        if self._name == "tokenizers":
             self._encode(prepared)
         else:
             for text in prepared:
                 self._encode(text)
 
 
-def _render_texts(stages: Preprocessor, block: bytes, format_name: str) -> list[str]:
-    counts: Counter[str] = Counter()
+def render_texts(stages: Preprocessor, block: bytes, format_name: str) -> list[str]:
+    """Return the rendered texts of the lines of a partition."""
+    counts = Counts()
     examples = read_examples(stages, ByteSearcher(block), format_name, [], counts)
     return stages.renderer.render(examples, [], counts).texts
 

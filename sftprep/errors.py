@@ -388,10 +388,9 @@ class TrainingDiverged(SftprepError):
 
 
 class MissingDependency(SftprepError):
-    """An optional package required by a feature, but not installed."""
+    """A package required by a feature, but not installed; by itself, or by an extra of sftprep."""
 
-    def __init__(self, package: str, *, extra: str, needed_for: str) -> None:
-        super().__init__(
-            f"{needed_for} needs the package {package}", remedy=f'pip install "sftprep[{extra}]"'
-        )
+    def __init__(self, package: str, *, extra: str | None = None, needed_for: str) -> None:
+        remedy = f'pip install "sftprep[{extra}]"' if extra else f"pip install {package}"
+        super().__init__(f"{needed_for} needs the package {package}", remedy=remedy)
         self.package, self.extra = package, extra

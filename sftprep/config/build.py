@@ -76,8 +76,8 @@ class TokenizeConfig:
     """Current date for chat templates, YYYY-MM-DD, or today. Default: 2024-07-26, the date that
     Llama 3 templates have, so that a rebuild on a later day gives the same bytes."""
     encoder: EncoderChoice = "auto"
-    """auto: gigatoken if it returns the same ids as the tokenizers library for this tokenizer, else
-    tokenizers."""
+    """auto: the first of gigatoken and fastokens that returns the same ids as tokenizers for this
+    tokenizer, else tokenizers."""
     template_backend: TemplateBackend = "auto"
     """auto: chat templates are compiled where the result is exact, and run by Jinja otherwise;
     jinja: always run by Jinja."""

@@ -40,7 +40,7 @@ SeriousOmission = Literal[
 Images = Literal["error", "drop"]
 TextUnit = Literal["line", "file"]
 ExecutorChoice = Literal["local", "ray"]
-EncoderChoice = Literal["auto", "gigatoken", "tokenizers"]
+EncoderChoice = Literal["auto", "gigatoken", "fastokens", "tokenizers"]
 TemplateBackend = Literal["auto", "jinja"]
 
 

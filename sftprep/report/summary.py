@@ -37,6 +37,7 @@ def summary_lines(report: BuildReport) -> list[str]:
         *_reading_lines(report),
         *_date_lines(manifest),
         *_function_lines(manifest),
+        *_encoder_lines(manifest),
         *_mask_lines(manifest),
         *_source_lines(manifest),
         *_warning_lines(manifest),
@@ -261,6 +262,14 @@ def _function_lines(manifest: Manifest) -> Iterator[str]:
                 f"note: the {function['setting']} {function['name']} has no stable digest, so no"
                 " other process reuses what was made with it; transform_id names its version"
             )
+
+
+def _encoder_lines(manifest: Manifest) -> Iterator[str]:
+    """Yield why no faster encoder was used, if the user did not choose the encoder."""
+    encoder = manifest.encoder
+    refused = [f"{each['encoder']}: {each['reason']}" for each in encoder.get("refused", ())]
+    if refused:
+        yield escape_control(f"encoder {encoder['encoder']} ({'; '.join(refused)})")
 
 
 def _mask_lines(manifest: Manifest) -> Iterator[str]:

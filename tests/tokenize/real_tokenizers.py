@@ -7,15 +7,23 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from sftprep.tokenize.encoders.gigatoken import GigatokenEncoder
+from sftprep.tokenize.encoders.base import Encoder
+from sftprep.tokenize.encoders.load import load_encoder
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.loading.spec import TokenizerSpec, tokenizer_spec
 from tests.support import SHARED
 
 FAST = ("qwen3", "mistral-v3", "mistral-v1", "deepseek-v4", "gpt2", "../models/stories260k")
-"""Those that gigatoken loads."""
-SLOW = ("smollm2", "t5", "tiny-chatml-4k")
-REAL = (*FAST, *SLOW)
+"""Those that gigatoken and fastokens load."""
+ONLY_FASTOKENS = ("smollm2", "tiny-chatml-4k")
+"""Those that fastokens loads, and gigatoken does not."""
+SLOW = ("t5",)
+REAL = (*FAST, *ONLY_FASTOKENS, *SLOW)
+REAL_PAIRS = [
+    *(("gigatoken", name) for name in FAST),
+    *(("fastokens", name) for name in (*FAST, *ONLY_FASTOKENS)),
+]
+"""Each fast encoder with each tokenizer that it loads."""
 
 
 @cache
@@ -31,9 +39,11 @@ def real_spec(name: str) -> TokenizerSpec:
 
 
 @cache
-def real_fast(name: str) -> GigatokenEncoder:
-    """Return the fast encoder for it."""
-    return GigatokenEncoder(real_spec(name), reference=lambda: real_reference(name))
+def real_fast(encoder: str, name: str) -> Encoder:
+    """Return a fast encoder for it."""
+    return load_encoder(
+        real_spec(name), encoder, threads=False, reference=lambda: real_reference(name)
+    )
 
 
 @cache

@@ -42,10 +42,12 @@ def byte_level(
     qwen: bool = False,
     add_prefix_space: bool = False,
     trim: bool = False,
+    every_byte: bool = True,
 ) -> Tokenizer:
     """Return a byte-level BPE of 400 tokens.
 
     It splits strings as GPT-2 does, with `gpt4` as Llama 3, with `qwen` as Qwen (digit by digit).
+    Without `every_byte`, the vocabulary lacks some bytes that rarely occur, as that of SmolLM2.
     """
     tokenizer = Tokenizer(models.BPE())
     if nfc:
@@ -59,6 +61,9 @@ def byte_level(
     if trim:
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if not every_byte:
+        # The bytes 04, 06 and F1, and that of a line end on old systems, 0D.
+        alphabet = [character for character in alphabet if character not in "ĄĆñč"]
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=[END, START, STOP],

@@ -89,7 +89,7 @@ def test_texts_with_ids_outside_the_vocabulary_are_returned(ids: list[int]) -> N
 
 def test_families_that_are_recognized() -> None:
     def known(tokenizer: object) -> TokenBytes | None:
-        return token_bytes(spec_of(tokenizer), {0: b"a"}, lambda ids: b"")  # type: ignore[arg-type]
+        return token_bytes(spec_of(tokenizer), {0: b"a"})  # type: ignore[arg-type]
 
     assert (table := known(byte_level(nfc=True, gpt4=True))) is not None
     assert not table.prepends_space

@@ -8,18 +8,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, models, normalizers
 
 from sftprep.core.disk_cache import read_entry, write_entry
-from sftprep.errors import TokenizerError
+from sftprep.errors import MissingDependency, TokenizerError
 from sftprep.tokenize.encoders.base import EncoderFault, Mismatch, Tokens, first_mismatch
+from sftprep.tokenize.encoders.fast import explain_refusal
+from sftprep.tokenize.encoders.fastokens import FastokensEncoder
 from sftprep.tokenize.encoders.gigatoken import GigatokenEncoder
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.equivalence.probe import ProbeResult, cached_probe, compare_encoders
 from sftprep.tokenize.loading.adversarial_texts import adversarial_texts
 from sftprep.tokenize.select import make_encoder, probe_encoder
 from tests.support import needs_shared
-from tests.tokenize.real_tokenizers import FAST, SLOW, real_fast, real_reference, real_spec
+from tests.tokenize.real_tokenizers import (
+    ONLY_FASTOKENS,
+    REAL_PAIRS,
+    SLOW,
+    real_fast,
+    real_reference,
+    real_spec,
+)
 from tests.tokenize.small_tokenizers import byte_level, sentence_piece, spec_of
 
 WHOLE_WORDS = byte_level(added=(AddedToken("zq", single_word=True, normalized=False),))
@@ -86,15 +95,17 @@ def test_every_fault_is_found(fault: str, reason: str) -> None:
     [(WHOLE_WORDS, "zq"), (WHITESPACE_TWICE, "<m>")],
     ids=["words", "whitespace"],
 )
-def test_tokenizers_is_selected_if_gigatoken_differs(
+def test_tokenizers_is_selected_if_the_fast_encoders_differ(
     tokenizer: Tokenizer, token: str, tmp_path: Path
 ) -> None:
     spec = spec_of(tokenizer)
     encoder, result = make_encoder(spec, "auto", threads=False, cache_folder=tmp_path)
     assert isinstance(encoder, HfEncoder)
     assert (result.encoder, result.equal) == ("tokenizers", False)
-    assert result.example is not None
-    assert token in result.example.text
+    assert [refusal.encoder for refusal in result.refused] == ["gigatoken", "fastokens"]
+    example = result.refused[0].example
+    assert example is not None
+    assert token in example.text
     assert probe_encoder(spec, "auto", cache_folder=tmp_path) == ("tokenizers", result.to_dict())
     with pytest.raises(
         TokenizerError, match="gigatoken cannot be used for made: it gives other ids"
@@ -102,6 +113,72 @@ def test_tokenizers_is_selected_if_gigatoken_differs(
         make_encoder(spec, "gigatoken", threads=False, cache_folder=tmp_path)
     assert "encoder=" in caught.value.remedy
     assert ProbeResult.from_dict(result.to_dict()) == result
+
+
+def test_fastokens_is_selected_if_gigatoken_does_not_load_the_tokenizer(tmp_path: Path) -> None:
+    spec = spec_of(byte_level(every_byte=False))
+    for choice in ("auto", "fastokens"):
+        encoder, result = make_encoder(spec, choice, threads=False, cache_folder=tmp_path)  # type: ignore[arg-type]
+        assert isinstance(encoder, FastokensEncoder)
+        assert (result.encoder, result.equal, result.reason) == ("fastokens", True, "equal")
+    missing = len(spec.missing_bytes)
+    result = make_encoder(spec, "auto", threads=False, cache_folder=tmp_path)[1]
+    (refusal,) = result.to_dict()["refused"]
+    assert refusal == {
+        "encoder": "gigatoken",
+        "reason": "it needs a token for each of the 256 bytes, and the vocabulary lacks"
+        f" {missing} of them",
+        "example": None,
+    }
+    assert ProbeResult.from_dict(result.to_dict()) == result
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "reason"),
+    [
+        (WHOLE_WORDS, "it does not support added tokens that match only as whole words"),
+        (
+            byte_level(nfc=True, added=(AddedToken("\u00e9x", normalized=True),)),
+            "it does not support added tokens that match only normalized text",
+        ),
+        (
+            Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0)),
+            "it encodes only with BPE, and this tokenizer is of the kind Unigram",
+        ),
+    ],
+    ids=["words", "normalized", "unigram"],
+)
+def test_a_tokenizer_that_fastokens_does_not_support_is_refused(
+    tokenizer: Tokenizer, reason: str, tmp_path: Path
+) -> None:
+    assert cached_probe("fastokens", spec_of(tokenizer), (), tmp_path).reason == reason
+
+
+def test_a_step_that_a_library_does_not_know_is_named() -> None:
+    tokenizer = byte_level()
+    tokenizer.normalizer = normalizers.Lowercase()
+    message = EncoderFault("it cannot load this tokenizer: unsupported normalizer type: Lowercase")
+    assert explain_refusal(spec_of(tokenizer), message).reason == (
+        "it does not support the normalizer of this tokenizer (Lowercase)"
+    )
+
+
+def test_an_encoder_that_is_not_installed_is_not_selected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "sftprep.tokenize.select.version_of", lambda name: "1" if name == "tokenizers" else ""
+    )
+    spec = spec_of(byte_level())
+    encoder, result = make_encoder(spec, "auto", threads=False, cache_folder=tmp_path)
+    assert isinstance(encoder, HfEncoder)
+    assert [str(refusal) for refusal in result.refused] == [
+        "gigatoken: it is not installed (pip install gigatoken)",
+        "fastokens: it is not installed (pip install fastokens)",
+    ]
+    with pytest.raises(MissingDependency, match="encoder fastokens needs the package") as caught:
+        make_encoder(spec, "fastokens", threads=False, cache_folder=tmp_path)
+    assert caught.value.remedy == "pip install fastokens"
 
 
 @pytest.mark.parametrize("choice", ["auto", "gigatoken"])
@@ -193,22 +270,24 @@ def test_a_cache_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", FAST)
-def test_gigatoken_equals_the_reference_on_real_tokenizers(name: str) -> None:
+@pytest.mark.parametrize(("encoder", "name"), REAL_PAIRS)
+def test_fast_encoders_equal_the_reference_on_real_tokenizers(encoder: str, name: str) -> None:
     result = compare_encoders(
-        real_fast(name), real_reference(name), adversarial_texts(real_spec(name))
+        real_fast(encoder, name), real_reference(name), adversarial_texts(real_spec(name))
     )
     assert result.equal, result
 
 
 @needs_shared
-@pytest.mark.parametrize("name", SLOW)
-def test_tokenizers_is_selected_for_real_tokenizers_that_gigatoken_does_not_load(
+@pytest.mark.parametrize("name", [*ONLY_FASTOKENS, *SLOW])
+def test_the_first_encoder_that_loads_a_real_tokenizer_is_selected(
     name: str, tmp_path: Path
 ) -> None:
     encoder, result = make_encoder(real_spec(name), "auto", threads=False, cache_folder=tmp_path)
-    assert encoder.name == result.encoder == "tokenizers"
-    assert "gigatoken cannot load this tokenizer" in result.reason
+    expected = "tokenizers" if name in SLOW else "fastokens"
+    assert encoder.name == result.encoder == expected
+    assert result.refused[0].encoder == "gigatoken"
+    assert result.refused[0].reason.startswith(("it needs", "it does not support", "it encodes"))
 
 
 def test_the_first_difference_is_shown() -> None:

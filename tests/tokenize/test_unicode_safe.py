@@ -12,6 +12,7 @@ from tokenizers import normalizers
 
 from sftprep.errors import TokenizerError
 from sftprep.tokenize.encoders.base import first_mismatch, flat_tokens
+from sftprep.tokenize.encoders.gigatoken import GigatokenEncoder
 from sftprep.tokenize.encoders.load import load_encoder
 from sftprep.tokenize.encoders.unicode_safe import (
     COMBINING,
@@ -75,8 +76,17 @@ def test_each_safe_mark_composes_alike() -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ["deepseek-v4", "qwen3"])
-def test_every_safe_character_has_the_same_class_in_both_libraries(name: str) -> None:
+@pytest.mark.parametrize(
+    ("encoder", "name"),
+    [
+        ("gigatoken", "deepseek-v4"),
+        ("gigatoken", "qwen3"),
+        ("fastokens", "deepseek-v4"),
+        ("fastokens", "qwen3"),
+        ("fastokens", "smollm2"),
+    ],
+)
+def test_every_safe_character_has_the_same_class_in_both_libraries(encoder: str, name: str) -> None:
     """Each is tested between letters, digits, whitespace, symbols and line ends. Of long runs of
     letters, every 97th is tested."""
     plain = [c for c in _codes if 0x3400 <= c < 0xFA00 or c >= 0x20000]
@@ -84,26 +94,22 @@ def test_every_safe_character_has_the_same_class_in_both_libraries(name: str) ->
     texts = [f"a{c}b {c} 1{c}2!{c}!\n{c}\n {c}{c}a" for c in map(chr, codes)]
     texts = ["".join(texts[i : i + 50]) for i in range(0, len(texts), 50)]
     assert all(map(is_safe, texts))
-    assert (
-        first_mismatch(texts, real_reference(name).encode(texts), real_fast(name).encode(texts))
-        is None
-    )
+    tokens = real_fast(encoder, name).encode(texts)
+    assert first_mismatch(texts, real_reference(name).encode(texts), tokens) is None
 
 
 @needs_shared
 def test_the_table_is_needed() -> None:
     """Without the table, gigatoken gives other ids."""
     for name, text in (("qwen3", "\U0001e135\U00011235"), ("deepseek-v4", "a \U0001faea")):
-        raw = flat_tokens([real_fast(name)._backend.encode(text)])
+        fast = real_fast("gigatoken", name)
+        assert isinstance(fast, GigatokenEncoder)
+        raw = flat_tokens([fast._backend.encode(text)])
         assert first_mismatch([text], real_reference(name).encode([text]), raw) is not None
         assert texts_to_check(["a", text], [b"a", text.encode()]) == [1]
         assert not is_safe(text)
-        assert (
-            first_mismatch(
-                [text], real_reference(name).encode([text]), real_fast(name).encode([text])
-            )
-            is None
-        )
+        expected = real_reference(name).encode([text])
+        assert first_mismatch([text], expected, fast.encode([text])) is None
 
 
 @given(
@@ -144,13 +150,15 @@ def test_all_characters_that_compose_are_combining() -> None:
             assert combining[pair[1]] or not _safe_table()[pair[1]], hex(pair[1])
 
 
-def test_half_a_surrogate_pair_is_refused() -> None:
+@pytest.mark.parametrize("name", ["gigatoken", "fastokens"])
+def test_half_a_surrogate_pair_is_refused(name: str) -> None:
     with pytest.raises(TokenizerError, match="surrogate"):
-        load_encoder(spec_of(byte_level()), "gigatoken", threads=False).encode(["a", "\ud800"])
+        load_encoder(spec_of(byte_level()), name, threads=False).encode(["a", "\ud800"])
 
 
-def test_both_encoders_agree_on_all_safe_characters() -> None:
-    encoder = load_encoder(spec_of(byte_level(nfc=True, gpt4=True)), "gigatoken", threads=False)
+@pytest.mark.parametrize("name", ["gigatoken", "fastokens"])
+def test_both_encoders_agree_on_all_safe_characters(name: str) -> None:
+    encoder = load_encoder(spec_of(byte_level(nfc=True, gpt4=True)), name, threads=False)
     reference = load_encoder(spec_of(byte_level(nfc=True, gpt4=True)), "tokenizers", threads=False)
     texts = ["".join(map(chr, _codes[i : i + 40])) for i in range(0, len(_codes), 997)]
     assert first_mismatch(texts, reference.encode(texts), encoder.encode(texts)) is None

@@ -86,7 +86,7 @@ def map_checked(
 
 def find_versions() -> dict[str, str]:
     """Return the versions of the packages that determine the bytes of a build."""
-    packages = ("tokenizers", "gigatoken", "pyarrow")
+    packages = ("tokenizers", "gigatoken", "fastokens", "pyarrow")
     return {"sftprep": __version__, **{name: version_of(name) for name in packages}}
 
 

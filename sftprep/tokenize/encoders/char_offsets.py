@@ -22,14 +22,14 @@ Cost: some array operations per byte, and no second encoding. Reference: the off
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.ragged import to_offsets
+from sftprep.core.ragged import Ragged, to_offsets
 from sftprep.tokenize.encoders.base import Tokens
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
@@ -55,19 +55,14 @@ class TokenBytes:
     added: NDArray[np.bool_]  # [ids], True = an added token
     starts_with_space: NDArray[np.bool_]  # [ids]
     prepends_space: bool  # as in `Family`
-    # uint32 [tokens] -> the concatenated bytes, faster than indexing `data`; None if it is inexact
-    decode: Callable[[NDArray[np.uint32]], bytes] | None = None
 
 
-def token_bytes(
-    spec: TokenizerSpec, vocabulary: dict[int, bytes], decode: Callable[[NDArray[np.uint32]], bytes]
-) -> TokenBytes | None:
+def token_bytes(spec: TokenizerSpec, vocabulary: dict[int, bytes]) -> TokenBytes | None:
     """Return the bytes of a tokenizer's tokens; None if it is in neither family.
 
     Args:
         spec: The tokenizer.
         vocabulary: The bytes of each id, including those of added tokens.
-        decode: Returns the concatenated bytes of ids.
     """
     family = byte_family(spec)
     if family is None:
@@ -89,8 +84,6 @@ def token_bytes(
         added=added,
         starts_with_space=np.fromiter((piece[:1] == b" " for piece in pieces), np.bool_, size),
         prepends_space=family.prepends_space,
-        # The decoder of SentencePiece drops the first space.
-        decode=None if family.metaspace else decode,
     )
 
 
@@ -288,10 +281,9 @@ def _concatenate_bytes(
     table: TokenBytes, ids: NDArray[np.int32], start: NDArray[np.int64], length: NDArray[np.int64]
 ) -> NDArray[np.uint8]:
     """Return the concatenated segments table.data[start[k] : start[k] + length[k]]."""
-    if table.decode is not None:
-        decoded = np.frombuffer(table.decode(ids.view(np.uint32)), np.uint8)
-        if len(decoded) == int(length.sum()):
-            return decoded
+    if not table.prepends_space:  # whole tokens, which Arrow copies faster
+        offsets = np.append(table.start, len(table.data))
+        return Ragged(table.data, offsets).take(ids.astype(np.int64)).values
     # Index in `data` of each byte: its index in the result, shifted by a constant per token.
     index = np.repeat((start - (np.cumsum(length) - length)).astype(np.int32), length)
     index += np.arange(len(index), dtype=np.int32)

@@ -7,39 +7,53 @@ A new encoder is a module of this folder with a class like `Encoder` (base.py), 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 from sftprep.config.cache_location import cache_dir
 from sftprep.tokenize.encoders.base import Encoder
 from sftprep.tokenize.encoders.bpe_ranks import find_ranks
+from sftprep.tokenize.encoders.fastokens import FastokensEncoder
 from sftprep.tokenize.encoders.gigatoken import GigatokenEncoder
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
-LoadFunction = Callable[[TokenizerSpec, Callable[[], Encoder], Path], Encoder]
-"""Loads an encoder from a tokenizer, a function that returns the reference encoder, and the folder
-of the cache."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadRequest:
+    """What the encoders are loaded from."""
+
+    spec: TokenizerSpec
+    reference: Callable[[], Encoder]  # returns the reference encoder
+    threads: bool  # whether the encoder may use every core
+    cache_folder: Path
 
 
-def _load_gigatoken(
-    spec: TokenizerSpec, load_reference: Callable[[], Encoder], cache_folder: Path
-) -> Encoder:
-    return GigatokenEncoder(spec, reference=load_reference, ranks=find_ranks(spec, cache_folder))
+class EncoderKind(NamedTuple):
+    """An encoder that can be chosen; its key in `ENCODERS` is also the name of its package."""
+
+    load: Callable[[LoadRequest], Encoder]
+    needs: str  # which tokenizers it loads
 
 
-def _load_reference(
-    spec: TokenizerSpec, load_reference: Callable[[], Encoder], cache_folder: Path
-) -> Encoder:
-    return load_reference()
+def _load_gigatoken(request: LoadRequest) -> Encoder:
+    ranks = find_ranks(request.spec, request.cache_folder)
+    return GigatokenEncoder(request.spec, reference=request.reference, ranks=ranks)
 
 
-ENCODERS: dict[str, LoadFunction] = {
-    GigatokenEncoder.name: _load_gigatoken,
-    HfEncoder.name: _load_reference,
+def _load_fastokens(request: LoadRequest) -> Encoder:
+    return FastokensEncoder(request.spec, reference=request.reference, threads=request.threads)
+
+
+ENCODERS: dict[str, EncoderKind] = {
+    "gigatoken": EncoderKind(_load_gigatoken, needs="BPE with a token for each byte"),
+    "fastokens": EncoderKind(_load_fastokens, needs="BPE"),
+    "tokenizers": EncoderKind(lambda request: request.reference(), needs="any tokenizer"),
 }
-"""The encoders by name, which is also that of their package, the fastest one first. The last one is
-the reference: it is right by definition."""
+"""The encoders by name, the fastest one first. The last one is the reference: it is right by
+definition."""
 
 
 def load_encoder(
@@ -65,5 +79,10 @@ def load_encoder(
         EncoderFault: The encoder does not load this tokenizer.
         TokenizerError: `tokenizers` does not load it.
     """
-    load_reference = reference or cache(partial(HfEncoder, spec, threads=threads))
-    return ENCODERS[name](spec, load_reference, cache_folder or cache_dir())
+    request = LoadRequest(
+        spec=spec,
+        reference=reference or cache(partial(HfEncoder, spec, threads=threads)),
+        threads=threads,
+        cache_folder=cache_folder or cache_dir(),
+    )
+    return ENCODERS[name].load(request)

@@ -6,9 +6,16 @@ microsecond per string.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from sftprep.tokenize.encoders.base import EncoderFault, Tokens
 from sftprep.tokenize.loading.spec import TokenizerSpec, is_matched_literally
+
+_Text = TypeVar("_Text", str, bytes)
 
 
 class Separator(NamedTuple):
@@ -63,6 +70,49 @@ def find_separator(spec: TokenizerSpec) -> Separator | None:
         return in_texts, candidate.text in roles.values()
 
     return min(candidates, key=is_last_choice, default=None)
+
+
+def encode_separated(
+    texts: Sequence[_Text],
+    separator: _Text,
+    separator_id: int,
+    *,
+    encode: Callable[[Sequence[_Text]], NDArray[np.int32]],
+    encode_singly: Callable[[Sequence[_Text]], Tokens],
+) -> Tokens:
+    """Encode strings in few calls of a library.
+
+    Args:
+        texts: The strings, as the library takes them.
+        separator: The text of the separator.
+        separator_id: Its id.
+        encode: Returns the ids of strings, each of which is followed by the separator.
+        encode_singly: Encodes each string by itself.
+
+    Raises:
+        EncoderFault: The library does not find each separator.
+    """
+    ids = encode(texts)
+    is_separator = ids == separator_id
+    ends = np.flatnonzero(is_separator)
+    if len(ends) == len(texts):
+        # Without the separators, each text ends as many ids earlier as there are texts before it.
+        offsets = np.concatenate(([0], ends - np.arange(len(texts))))
+        return Tokens(ids[~is_separator], offsets)
+
+    # Strings that contain the separator are encoded one by one, the others again together.
+    containing = [index for index, text in enumerate(texts) if separator in text]
+    if not containing:
+        raise EncoderFault(f"it does not find each {separator!r} between texts")
+    single = encode_singly([texts[index] for index in containing])
+    others = encode_separated(
+        [separator[:0] if separator in text else text for text in texts],
+        separator,
+        separator_id,
+        encode=encode,
+        encode_singly=encode_singly,
+    )
+    return others.replace(containing, single)
 
 
 def _is_byte_level(pre_tokenizers: list[dict[str, Any]]) -> bool:

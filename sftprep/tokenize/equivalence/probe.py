@@ -1,4 +1,4 @@
-"""The probe: a comparison of a fast encoder with `tokenizers`, once per tokenizer.
+"""The probe: a comparison of a fast encoder with `tokenizers`, once per tokenizer and encoder.
 
 It shows whether they give the same tokens.
 
@@ -33,8 +33,20 @@ from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.loading.adversarial_texts import ADVERSARIAL_TEXTS_VERSION, adversarial_texts
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
-_FORMAT = "2"  # to be increased when an entry of the cache, or what is compared, changes
+_FORMAT = "3"  # to be increased when an entry of the cache, or what is compared, changes
 _CACHED_SAMPLES = 64  # how many digests of samples an entry keeps, the latest ones
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An encoder that is faster than the one of a build, and why it is not used."""
+
+    encoder: str  # a key of `ENCODERS`
+    reason: str  # a sentence about it, such as "it gives other ids than tokenizers"
+    example: Mismatch | None = None  # a text for which it differs
+
+    def __str__(self) -> str:
+        return f"{self.encoder}: {self.reason}" + (f": {self.example}" if self.example else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +60,33 @@ class ProbeResult:
     checked: int  # number of texts compared, now or when the answer was cached
     reason: str
     example: Mismatch | None = None  # a text for which the encoders differ
+    refused: tuple[Refusal, ...] = ()  # the faster encoders, in the order of `ENCODERS`
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**values, "example": self.example.to_dict() if self.example else None}
+        refused = [
+            {"encoder": each.encoder, "reason": each.reason, "example": _example_dict(each.example)}
+            for each in self.refused
+        ]
+        return {**values, "example": _example_dict(self.example), "refused": refused}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ProbeResult:
         """Return the object for these JSON values; inverse of `to_dict`."""
-        example = values["example"]
-        return cls(**{**values, "example": Mismatch.from_dict(example) if example else None})
+        refused = tuple(
+            Refusal(**{**each, "example": _read_example(each["example"])})
+            for each in values["refused"]
+        )
+        return cls(**{**values, "example": _read_example(values["example"]), "refused": refused})
+
+
+def _example_dict(example: Mismatch | None) -> dict[str, Any] | None:
+    return example.to_dict() if example else None
+
+
+def _read_example(values: dict[str, Any] | None) -> Mismatch | None:
+    return Mismatch.from_dict(values) if values else None
 
 
 def cached_probe(

@@ -44,7 +44,7 @@ class VerifiedEncoder:
 
     Args:
         spec: The tokenizer.
-        name: The name of the encoder, "gigatoken" or "tokenizers".
+        name: The name of the encoder, a key of `ENCODERS`.
         threads: Whether it may use every core, and start a child process for the spot check.
     """
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
-ADVERSARIAL_TEXTS_VERSION = 1
+ADVERSARIAL_TEXTS_VERSION = 2
 """To be increased when a text is added, so that cached answers are determined again."""
 
 
@@ -90,6 +90,8 @@ _PLAIN = (
     ),
     "▁ ▁▁ a▁b ▁a Ġ Ġa Ċ <0x0A> <0xE4> <unk> <s> </s> <pad> [INST] <|im_start|> <|endoftext|> <|end",
     "ẛ̣ ϓ ﹺ ʹ ΅ ẋ̣ 각ᆯ ક્ષ ☃̈ ॐ̀",
+    "<0x0A>",
+    "a<0x41>b <0xE4><0xBD><0xA0>\n<0x0a> ▁<0x0A>▁",
     "i̇ İ ı ss ß ﬃ K k Å å ſs ŝ",
     "x" * 70 + " " + "y" * 300,
     (
