@@ -288,12 +288,12 @@ class Renderer:
             return finder
         if isinstance(rendering, Rendered) or isinstance(prompt, Rendered):
             return "Jinja rendered the conversation"
+        if not finder.anchors.covers(rendering.text):
+            return "the vocabulary lacks a byte of the conversation"
         regions = self._find_regions(finder, rendering) if self._turns.trains_spans else None
-        if isinstance(regions, str):
-            return regions
         start = None if prompt is None else finder.prompt_end(rendering, prompt)
-        if isinstance(start, str):
-            return start
+        if isinstance(regions, str) or isinstance(start, str):
+            return regions if isinstance(regions, str) else start
         batch.anchored.add(len(batch.texts), rendering.anchors, regions, start)
         batch.conversations.append(example)
         batch.add(example.line, rendering.text, plain=False, spans=(), prompt=None)

@@ -76,8 +76,9 @@ TOKENIZERS: dict[str, Tokenizer] = {
     "trimmed offsets": _with(byte_level(trim=True)),
     "strips": _with(_dropping()),
     "removes": _with(_removing()),
+    "lacks bytes": _with(byte_level(every_byte=False)),
 }
-EXACT = {"as gpt-2", "as qwen", "as llama 3", "as gemma", "as llama 2"}
+EXACT = {"lacks bytes", "as gpt-2", "as qwen", "as llama 3", "as gemma", "as llama 2"}
 
 _SAID = "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n"
 TEMPLATES = {
@@ -147,6 +148,8 @@ CONTENTS = [
         "\u1e135",
     ),
     *("\u0378", "<think>\nno\n</think>\n\nyes", "\u0928\u093c", "a\u0300", "<|a|", "ქ", "\u00a0"),
+    # Bytes that some vocabularies lack.
+    *("\x04", "a\rb", "\U00050000", "\x06\x06x"),
 ]
 contents = st.sampled_from(CONTENTS) | st.text(max_size=5)
 contents |= st.tuples(contents, contents).map("".join)
@@ -354,12 +357,24 @@ def test_tokenizers_that_may_drop_something_have_no_anchors(tokenizer: str) -> N
     assert isinstance(anchors_of(TOKENIZERS[tokenizer], TEMPLATES["chatml"]), str)
 
 
-def test_an_incomplete_vocabulary_has_no_anchors() -> None:
+def test_the_bytes_that_a_vocabulary_lacks_are_known() -> None:
     spec = spec_of(TOKENIZERS["as gpt-2"], eos_token=STOP)
     fields = json.loads(spec.json)
     del fields["model"]["vocab"]["Ċ"]
     changed = dataclasses.replace(spec, json=json.dumps(fields).encode())
-    assert "every byte" in str(find_anchors(changed, TEMPLATES["chatml"]))
+    anchors = find_anchors(changed, TEMPLATES["chatml"])
+    assert isinstance(anchors, Anchors)
+    assert anchors.missing_bytes == b"\n"
+    assert anchors.covers("a")
+    assert not anchors.covers("a\n")
+
+
+def test_a_conversation_with_a_byte_that_the_vocabulary_lacks_takes_the_reference_path() -> None:
+    paths = paths_of("lacks bytes", "chatml", "assistant", "messages")
+    assert paths is not None
+    texts = ["It", "It\r\nis", "\x04", "\U00050000", "\U00010000"]
+    rows = [{"messages": [{"role": "assistant", "content": text}]} for text in texts]
+    assert paths.compare(rows)[1] == 2
 
 
 def test_continuation_tokens_contain_no_first_byte_of_a_character() -> None:

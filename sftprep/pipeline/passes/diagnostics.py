@@ -82,6 +82,9 @@ def count_lost_bytes(
         missing: The bytes.
         counts: Receives `warnings.unknown_characters`, if there is such a sequence.
     """
+    everything = "".join(texts).encode("utf-8", "replace")
+    if len(everything.translate(None, missing)) == len(everything):
+        return
     lines = []
     for number, text in enumerate(texts):
         encoded = text.encode("utf-8", "replace")

@@ -6,7 +6,8 @@ id exactly once for each occurrence. A region "from after the k-th anchor and th
 follows it, to the m-th anchor" can then be found in the ids, without character positions.
 
 This holds under three conditions, which are checked here, once for a tokenizer and a template:
-S1, the tokens cover every byte of a text; S2, the anchor is found wherever it occurs, and takes
+S1, the tokens cover every byte of a text, except for bytes that the vocabulary lacks, so texts with
+such bytes take the reference path; S2, the anchor is found wherever it occurs, and takes
 nothing from the text around it; S3, no other added token can overlap it.
 """
 
@@ -47,11 +48,20 @@ class Anchors:
     unsafe: tuple[str, ...] = ()
     # Whether the tokenizer adds a space at the start of the text after an anchor.
     prepends: bool = False
+    # The bytes of UTF-8 that the vocabulary lacks.
+    missing_bytes: bytes = b""
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
         """The anchors as strings, for `str.startswith`."""
         return tuple(self.ids)
+
+    def covers(self, text: str) -> bool:
+        """Return whether the vocabulary has a token for each byte of a text."""
+        if not self.missing_bytes:
+            return True
+        encoded = text.encode("utf-8", "surrogatepass")
+        return len(encoded.translate(None, self.missing_bytes)) == len(encoded)
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -107,7 +117,12 @@ def find_anchors(
         return "the template writes no special token that could mark a boundary"
     unsafe = tuple(entry["content"] for entry in entries if entry.get("rstrip"))
     family = byte_family(spec)
-    return Anchors(ids, unsafe, prepends=family is not None and family.prepends_space)
+    return Anchors(
+        ids,
+        unsafe,
+        prepends=family is not None and family.prepends_space,
+        missing_bytes=b"" if has_every_byte else _find_missing_bytes(spec),
+    )
 
 
 def continuation_ids(spec: TokenizerSpec) -> frozenset[int]:
@@ -142,17 +157,25 @@ def _find_dropped_bytes(spec: TokenizerSpec, *, has_every_byte: bool) -> str | N
         return "the tokenizer does not recognise special tokens inside a text"
     if family is None or not all(map(_keeps_bytes, spec.steps("pre_tokenizer", "pretokenizers"))):
         return "it is not known that the tokens cover every byte of a text"
-    if has_every_byte and not family.metaspace:
-        return None
     model = spec.part("model")
-    needed = (
-        {f"<0x{byte:02X}>" for byte in range(256)} if family.metaspace else {*byte_by_character()}
-    )
-    has_all = model["type"] == "BPE" and model["vocab"].keys() >= needed
-    # SentencePiece uses its byte tokens only with byte fallback.
-    if family.metaspace and not model.get("byte_fallback"):
-        has_all = False
-    return None if has_all else "the vocabulary does not contain every byte"
+    if family.metaspace:
+        # SentencePiece uses its byte tokens only with byte fallback.
+        needed = {f"<0x{byte:02X}>" for byte in range(256)}
+        has_all = model["vocab"].keys() >= needed and model.get("byte_fallback")
+        return None if has_all else "the vocabulary does not contain every byte"
+    if not has_every_byte and model["type"] != "BPE":
+        return "it is not known that the tokens cover every byte of a text"
+    return None
+
+
+def _find_missing_bytes(spec: TokenizerSpec) -> bytes:
+    """Return the bytes of UTF-8 that a byte-level vocabulary lacks."""
+    family = byte_family(spec)
+    if family is None or family.metaspace:
+        return b""
+    vocabulary = spec.part("model")["vocab"]
+    missing = {byte for char, byte in byte_by_character().items() if char not in vocabulary}
+    return bytes(sorted(missing - {0xC0, 0xC1, *range(0xF5, 0x100)}))
 
 
 def _keeps_bytes(step: dict[str, Any]) -> bool:
