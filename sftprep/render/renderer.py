@@ -288,12 +288,10 @@ class Renderer:
             return finder
         if isinstance(rendering, Rendered) or isinstance(prompt, Rendered):
             return "Jinja rendered the conversation"
-        if not finder.anchors.covers(rendering.text):
-            return "the vocabulary lacks a byte of the conversation"
-        regions = self._find_regions(finder, rendering) if self._turns.trains_spans else None
-        start = None if prompt is None else finder.prompt_end(rendering, prompt)
-        if isinstance(regions, str) or isinstance(start, str):
-            return regions if isinstance(regions, str) else start
+        boundaries = self._turns.find_boundaries(finder, rendering, prompt)
+        if isinstance(boundaries, str):
+            return boundaries
+        regions, start = boundaries
         batch.anchored.add(len(batch.texts), rendering.anchors, regions, start)
         batch.conversations.append(example)
         batch.add(example.line, rendering.text, plain=False, spans=(), prompt=None)
@@ -301,14 +299,6 @@ class Renderer:
 
     def _has_untrained_block(self, text: str) -> bool:
         return not self._trains_empty_blocks and EMPTY_BLOCK.search(text) is not None
-
-    def _find_regions(self, finder: RegionFinder, rendering: RenderedPieces) -> list[int] | str:
-        if not self.templates.needs_turns:
-            return finder.marked_regions(rendering)
-        if self.templates.with_turns.has_generation_marks:
-            return "the template marks all turns, and only the last one is trained"
-        targets = self._turns.target_numbers(rendering.messages)
-        return finder.derived_regions(rendering, self.templates.rule, targets)
 
     def _add_each_turn(
         self,

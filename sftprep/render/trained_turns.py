@@ -9,11 +9,13 @@ from sftprep.chat_template.assistant_spans import (
     find_turn_spans,
     is_assistant,
 )
+from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.template import Rendered
 from sftprep.core.types import Example, Message
 from sftprep.recipe import Recipe
 from sftprep.render.rendered_batch import Span, Weight
 from sftprep.render.templates import RecipeTemplates
+from sftprep.render.token_space.regions import Boundary, RegionFinder
 
 
 class TurnSelector:
@@ -112,3 +114,33 @@ class TurnSelector:
         if not others:
             return spans
         return sorted([*spans, *find_turn_spans(rendered, messages, templates.rule, others)])
+
+    def find_boundaries(
+        self, finder: RegionFinder, rendering: RenderedPieces, prompt: RenderedPieces | None
+    ) -> tuple[list[int] | None, Boundary | None] | str:
+        """Return what is trained in terms of anchors, or why it is not found.
+
+        Args:
+            finder: The finder of regions for the template.
+            rendering: The rendered conversation.
+            prompt: Its rendered prompt, if it has one.
+
+        Returns:
+            The trained regions (None if no spans are trained) and the end of the prompt.
+        """
+        if not finder.anchors.covers(rendering.text):
+            return "the vocabulary lacks a byte of the conversation"
+        regions = self._find_regions(finder, rendering) if self.trains_spans else None
+        if isinstance(regions, str):
+            return regions
+        start = None if prompt is None else finder.prompt_end(rendering, prompt)
+        return start if isinstance(start, str) else (regions, start)
+
+    def _find_regions(self, finder: RegionFinder, rendering: RenderedPieces) -> list[int] | str:
+        templates = self._templates
+        if not templates.needs_turns:
+            return finder.marked_regions(rendering)
+        if templates.with_turns.has_generation_marks:
+            return "the template marks all turns, and only the last one is trained"
+        targets = self.target_numbers(rendering.messages)
+        return finder.derived_regions(rendering, templates.rule, targets)
