@@ -14,7 +14,7 @@ from huggingface_hub.utils import _http
 
 from sftprep.errors import ManifestError
 from sftprep.shards.manifest import read_manifest
-from sftprep.shards.verify import verify
+from sftprep.pipeline.verify import verify
 from tests.sources.hub_writer import WritableHandler, WritableHub
 
 
