@@ -195,8 +195,8 @@ class LengthsOnly:
         fitted = fit_lengths(sequences, targets, b"", task.limit)
         stats = None
         if task.stats is not None:
-            hashes = rng.integers(0, 2**64, (2, len(lengths)), dtype=np.uint64)
-            lines = np.arange(len(lengths), dtype=np.int32)
+            lines = fitted.ranges.rows.astype(np.int32)
+            hashes = rng.integers(0, 2**64, (2, len(lines)), dtype=np.uint64)
             compared = hashes if task.stats.compare else (None, None)
             stats = SequenceStats(lines, lines, fitted.targets.astype(np.int32), None, *compared)
         return PartitionResult(
@@ -205,7 +205,7 @@ class LengthsOnly:
             content=xxhash.xxh3_128_hexdigest(identity),
             bytes=size,
             lengths=fitted.ranges.lengths.astype(np.int32),
-            rows=None,
+            rows=fitted.ranges.rows.astype(np.int32),
             starts=None,
             whole_lengths=count_lengths(sequences, targets, task.limit),
             exact_lengths=count_exact_lengths(sequences, task.limit),
