@@ -138,7 +138,7 @@ def test_a_flipped_bit_of_a_manifest_is_found(folder: Path, place: str) -> None:
         if path == evaluation:
             (problem,) = verify(folder).problems
             assert "evaluation build" in problem
-    with pytest.raises(ManifestError, match=r"manifest\.json is damaged"):
+    with pytest.raises(ManifestError, match=r"manifest\.json "):
         verify(folder)
 
 

@@ -106,7 +106,7 @@ def cut_ranges(
     """
     numbers = [*groups]
     total = sum(sum(manifest.groups[number].packs) for number in numbers)
-    # Before version 2.0, there is no index by which a range could be checked alone.
+    # Before version 2.0, a group has no index by which a range could be checked alone.
     packs_per_range = total / num_ranges if manifest.has_slices else math.inf
     for number in numbers:
         packs = manifest.groups[number].packs
