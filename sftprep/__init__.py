@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from sftprep.pipeline.output.merge import merge as merge
     from sftprep.pipeline.output.push import push as push
     from sftprep.pipeline.part import PartReport as PartReport
+    from sftprep.pipeline.verify import verify as verify
     from sftprep.records.transform import Drop as Drop
     from sftprep.shards.manifest import Manifest as Manifest
     from sftprep.shards.manifest import read_manifest as read_manifest
     from sftprep.shards.reader import Pack as Pack
     from sftprep.shards.reader import Shards as Shards
     from sftprep.shards.reader import open_shards as open_shards
-    from sftprep.shards.verify import verify as verify
     from sftprep.sources.readers.to_jsonl import json_lines as json_lines
     from sftprep.tokenize.loading.export import export_tokenizer as export_tokenizer
     from sftprep.tokenize.loading.load import TokenizerSpec as TokenizerSpec
@@ -63,7 +63,7 @@ _MODULE_OF = {
     "Pack": "sftprep.shards.reader",
     "Shards": "sftprep.shards.reader",
     "open_shards": "sftprep.shards.reader",
-    "verify": "sftprep.shards.verify",
+    "verify": "sftprep.pipeline.verify",
     "json_lines": "sftprep.sources.readers.to_jsonl",
     "export_tokenizer": "sftprep.tokenize.loading.export",
     "TokenizerSpec": "sftprep.tokenize.loading.load",

@@ -13,7 +13,8 @@ from cyclopts.config import Dict
 import sftprep.cli.build
 import sftprep.cli.finished
 import sftprep.cli.garbage
-import sftprep.cli.push  # noqa: F401
+import sftprep.cli.push
+import sftprep.cli.verify  # noqa: F401
 from sftprep.cli.app import app
 from sftprep.config.build import read_config_file
 from sftprep.errors import (

@@ -4,49 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict
 
 from sftprep.cli.app import app
-from sftprep.cli.console import ProgressBar, print_json
+from sftprep.cli.console import print_json
 from sftprep.config.validation import local_folder
 from sftprep.errors import ConfigError, format_count, setting
-
-
-@app.command
-def verify(directory: str, *, json: bool = False, debug: bool = False) -> int:
-    """Check every shard of a build: checksums, schema, invariants and accounting.
-
-    The exit code is 0 if the build is intact, and 1 if it is damaged.
-
-    Parameters
-    ----------
-    directory
-        The output folder of a build.
-    json
-        Print the result as JSON.
-    debug
-        Show a traceback with errors.
-    """
-    from sftprep.shards.verify import verify as run
-
-    with ProgressBar(quiet=json) as bar:
-        result = run(
-            os.path.expanduser(directory), progress=lambda done, total: bar("verify", done, total)
-        )
-    if json:
-        print_json({**asdict(result), "folder": str(result.folder), "ok": result.ok})
-    else:
-        for problem in result.problems:
-            print(f"problem: {problem}", file=sys.stderr)
-        numbers = {
-            "shard": result.shards,
-            "pack": result.rows,
-            "sequence": result.sequences,
-            "token": result.tokens,
-        }
-        counted = ", ".join(format_count(number, noun) for noun, number in numbers.items())
-        print(f"{'ok' if result.ok else 'DAMAGED'}: {counted} in {result.folder}")
-    return 0 if result.ok else 1
 
 
 @app.command

@@ -229,4 +229,6 @@ def _check_groups(manifest: Manifest, config: BuildConfig) -> None:
         return
     rejected = [folder / rejected_path(entry.key) for entry in manifest.groups]
     check_rejected(manifest.accounting, rejected, config)
-    check_not_empty(manifest.accounting, manifest.inputs, rejected, config.format, evaluation=False)
+    if not manifest.accounting.sequences:  # otherwise the inputs are not needed
+        inputs = manifest.inputs
+        check_not_empty(manifest.accounting, inputs, rejected, config.format, evaluation=False)

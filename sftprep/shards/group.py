@@ -201,13 +201,14 @@ class GroupEntry:
         )
 
 
-def read_group(folder: BuildFolder, key: str, digest: str) -> Group:
+def read_group(folder: BuildFolder, key: str, digest: str, *, keep: bool = True) -> Group:
     """Read the file of a group.
 
     Args:
         folder: The folder of the build.
         key: The key of the group.
         digest: The SHA-256 of the file, in hex, from the manifest.
+        keep: Whether to keep the group in memory, where the next call finds it.
 
     Raises:
         ManifestError: The file is missing or damaged, or names files outside the folder.
@@ -215,8 +216,10 @@ def read_group(folder: BuildFolder, key: str, digest: str) -> Group:
     try:
         with local_file(folder, group_path(key), digest) as path:
             try:
-                status = path.stat()
+                status = path.stat() if keep else None
             except OSError:
+                status = None
+            if status is None:
                 return _read_group(path, key, digest)
             identity = (status.st_ino, status.st_size, status.st_mtime_ns)
             return _cached_group(path, key, digest, identity)

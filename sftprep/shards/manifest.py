@@ -154,11 +154,12 @@ class Manifest:
         """
         return tuple(shard for group in self.read_groups() for shard in group.shards)
 
-    def read_group(self, number: int) -> Group:
+    def read_group(self, number: int, *, keep: bool = True) -> Group:
         """Return a group, from its file.
 
         Args:
             number: The number of the group, from 0.
+            keep: Whether to keep it in memory for the next call.
 
         Raises:
             ManifestError: The file is missing or damaged.
@@ -167,11 +168,12 @@ class Manifest:
             return self.single_group
         assert self.folder is not None, "this manifest was not read from a build"
         entry = self.groups[number]
-        return read_group(self.folder, entry.key, entry.digest)
+        return read_group(self.folder, entry.key, entry.digest, keep=keep)
 
     def read_groups(self) -> Iterator[Group]:
         """Yield the groups in order, read one after the other."""
-        return (self.read_group(number) for number in range(len(self.groups)))
+        keep = len(self.groups) <= 8  # many would only replace those that a reader goes back to
+        return (self.read_group(number, keep=keep) for number in range(len(self.groups)))
 
     def to_json(self) -> bytes:
         """Return the bytes of the manifest: UTF-8 JSON with sorted keys, and a checksum at its end.

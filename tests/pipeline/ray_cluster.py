@@ -17,7 +17,7 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
-from sftprep import build
+from sftprep import build, read_manifest, verify
 
 _SETTINGS = {"max_length": 256, "shard_tokens": 20_000, "group_bytes": 1 << 16}
 
@@ -71,6 +71,21 @@ def kill_a_worker() -> None:
     (busy or workers)[0].send_signal(signal.SIGKILL)
 
 
+def check_verification(folder: Path) -> None:
+    """Check that Ray finds the problems that this process finds, also if a worker dies."""
+    names = [info.name for info in read_manifest(folder).shards]
+    for name in names[::5]:
+        (folder / "shards" / name).write_bytes(b"damaged")
+    expected = verify(folder)
+    assert len(expected.problems) == len(names[::5])
+    assert verify(folder, executor="ray") == expected
+    assert verify(folder, executor="ray", quick=True).problems == expected.problems
+    killer = threading.Timer(0.2, kill_a_worker)
+    killer.start()
+    assert verify(folder, executor="ray") == expected
+    killer.join()
+
+
 def main(folder: Path, source: str, tokenizer: str) -> None:
     """Print the digest of each build, one per line."""
     inputs = sorted(map(str, Path(source).iterdir()))
@@ -103,6 +118,7 @@ def main(folder: Path, source: str, tokenizer: str) -> None:
         ):
             digest = digest_of(folder / name, source, tokenizer, executor="ray")
         print(name, digest, sep=": ")
+        check_verification(folder / "ray")
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -193,7 +193,7 @@ def test_a_damaged_shard_is_written_again(run: Any, reads: Any, tmp_path: Path) 
         assert len({name for name, _ in reads}) == (shard.parents[2].name != "eval")
 
 
-def test_damaged_receipts_are_not_used(run: Any, tmp_path: Path) -> None:
+def test_damaged_receipts_are_not_used_but_replaced(run: Any, reads: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", texts_of(900))
     before = content(run(path, **EVALUATION).folder)
     kept = [*(cache_dir() / "receipts").iterdir()]
@@ -205,6 +205,9 @@ def test_damaged_receipts_are_not_used(run: Any, tmp_path: Path) -> None:
     for file in kept:
         file.write_bytes(b"")
     assert content(run(path, **EVALUATION).folder) == before
+    reads.clear()
+    assert content(run(path, **EVALUATION).folder) == before
+    assert reads == []
 
 
 def test_data_in_memory_leaves_no_receipt(

@@ -13,6 +13,7 @@ import xxhash
 
 from sftprep.cli import main
 from sftprep.errors import ManifestError, ShardError
+from sftprep.pipeline.verify import verify
 from sftprep.shards.layout import (
     GROUP_FOLDER,
     MANIFEST_NAME,
@@ -22,7 +23,6 @@ from sftprep.shards.layout import (
 )
 from sftprep.shards.manifest import read_manifest
 from sftprep.shards.reader import open_shards
-from sftprep.shards.verify import verify
 from tests.shards.builds import rewritten, write_build
 from tests.support import at_most
 

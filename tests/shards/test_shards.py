@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftprep.errors import ManifestError, ShardError
+from sftprep.pipeline.verify import verify
 from sftprep.shards.group import Group, InputInfo
 from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import read_manifest
 from sftprep.shards.reader import open_shards
-from sftprep.shards.verify import verify
 from sftprep.shards.writer import count_targets
 from tests.shards.builds import rewritten, write_build
 

@@ -13,8 +13,8 @@ from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
 from sftprep.errors import ManifestError
+from sftprep.pipeline.verify import verify
 from sftprep.shards.manifest import read_manifest
-from sftprep.shards.verify import verify
 from tests.sources.hub_writer import WritableHandler, WritableHub
 
 
@@ -51,6 +51,7 @@ def digest_seen(name: str) -> str | None:
     except ManifestError:
         return None
     assert verify(url).problems == []
+    assert verify(url, quick=True).problems == []
     if manifest.eval:
         assert verify(f"{url}/eval").problems == []
     return manifest.digest

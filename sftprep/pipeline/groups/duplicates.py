@@ -17,8 +17,10 @@ from sftprep.core.atomic_write import write_file
 from sftprep.core.hashing import digest
 from sftprep.shards.layout import hash_name
 
-_HASHES_PER_RANGE = 1 << 22
+_HASHES_PER_RANGE = 1 << 20
+"""The records that are compared at a time. Each takes about 60 bytes of memory."""
 _REASONS = ("duplicate", "near_duplicate")
+_NO_RECORDS = np.zeros(0, np.int64)
 
 
 def is_hash_file(path: Path) -> bool:
@@ -83,45 +85,81 @@ def find_duplicates_across(work: Path, keys: Sequence[str]) -> list[Path]:
     # Another process may have needed the same.
     if all(path.exists() for path in paths):
         return paths
-    tables = [np.load(work / hash_name(key), mmap_mode="r") for key in keys]
+    tables = [_HashTable(work / hash_name(key)) for key in keys]
+    num_ranges = 1 + sum(map(len, tables)) // _HASHES_PER_RANGE
+    bounds = np.array([k * 2**64 // num_ranges for k in range(1, num_ranges)], np.uint64)
     found: list[list[list[NDArray[np.int64]]]] = [[[], []] for _ in tables]
-    num_ranges = 1 + sum(table.shape[1] for table in tables) // _HASHES_PER_RANGE
-    bounds = [k * 2**64 // num_ranges for k in range(1, num_ranges)]
     for kind in range(len(_REASONS)):
-        columns = [(table[2 * kind], table[2 * kind + 1]) for table in tables]
-        ends = [
-            [0, *np.searchsorted(hashes, np.array(bounds, np.uint64)).tolist(), len(hashes)]
-            for hashes, _ in columns
-        ]
+        ends = [table.find_ranges(kind, bounds) for table in tables]
         for number in range(num_ranges):
-            slices = [slice(end[number], end[number + 1]) for end in ends]
+            ranges = [slice(int(end[number]), int(end[number + 1])) for end in ends]
             groups = _find_later(
-                [hashes[rows] for (hashes, _), rows in zip(columns, slices, strict=True)],
-                [records[rows] for (_, records), rows in zip(columns, slices, strict=True)],
+                [table.hashes(kind, rows) for table, rows in zip(tables, ranges, strict=True)],
+                [table.records(kind, rows) for table, rows in zip(tables, ranges, strict=True)],
             )
-            for group, records in enumerate(groups):
+            for group, records in groups.items():
                 found[group][kind].append(records)
-    for group, kinds in enumerate(found):
-        _write_duplicates(paths[group], [np.concatenate(kind) for kind in kinds])
+    for path, kinds in zip(paths, found, strict=True):
+        _write_duplicates(path, [np.concatenate([_NO_RECORDS, *kind]) for kind in kinds])
     return paths
 
 
+class _HashTable:
+    """The file of `write_hashes` for one group.
+
+    Ranges of it are read, and not mapped: mapped pages would stay in memory, 32 bytes per record.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        self._first_byte, self._size = int(mapped.offset), int(mapped.shape[1])
+
+    def __len__(self) -> int:
+        return self._size
+
+    def find_ranges(self, kind: int, bounds: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Return the first row of each range of the hash, and the number of rows at the end."""
+        hashes = self.hashes(kind, slice(0, self._size))
+        return np.concatenate(([0], np.searchsorted(hashes, bounds), [self._size]))
+
+    def hashes(self, kind: int, rows: slice) -> NDArray[np.uint64]:
+        """Return the hashes of a kind in some rows, ascending."""
+        return self._read(2 * kind, rows)
+
+    def records(self, kind: int, rows: slice) -> NDArray[np.int64]:
+        """Return the records of a kind in some rows."""
+        return self._read(2 * kind + 1, rows).view(np.int64)
+
+    def _read(self, column: int, rows: slice) -> NDArray[np.uint64]:
+        offset = self._first_byte + 8 * (column * self._size + rows.start)
+        return np.fromfile(self._path, np.uint64, rows.stop - rows.start, offset=offset)
+
+
 def _find_later(
-    hashes: Sequence[NDArray[np.uint64]], records: Sequence[NDArray[np.uint64]]
-) -> list[NDArray[np.int64]]:
-    """Return, for each group, the records whose hash an earlier record has.
+    hashes: Sequence[NDArray[np.uint64]], records: Sequence[NDArray[np.int64]]
+) -> dict[int, NDArray[np.int64]]:
+    """Return, by the number of the group, the records whose hash an earlier record has.
 
     Args:
-        hashes: uint64 [n of the group]; the hashes of each group.
-        records: uint64 [n of the group]; their records.
+        hashes: uint64 [n of the group]; the hashes of each group, ascending.
+        records: int64 [n of the group]; their records, ascending where hashes are equal.
+
+    Example:
+        hashes = [[7, 7, 9], [7]], records = [[0, 2, 1], [5]]  ->  {0: [2], 1: [5]}
     """
-    sizes = [len(of_group) for of_group in hashes]
-    group = np.repeat(np.arange(len(sizes)), sizes)
-    joined, record = np.concatenate(hashes), np.concatenate(records).astype(np.int64)
-    order = np.lexsort((record, group, joined))
+    joined = np.concatenate(hashes)
+    order = np.argsort(joined, kind="stable")  # of equal hashes, by the group and the record
+    is_equal = joined[order[1:]] == joined[order[:-1]]
     is_later = np.zeros(len(joined), np.bool_)
-    is_later[order[1:]] = joined[order[1:]] == joined[order[:-1]]
-    return [record[is_later & (group == number)] for number in range(len(sizes))]
+    is_later[order[1:][is_equal]] = True
+    found, first = {}, 0
+    for group, of_group in enumerate(records):
+        own = is_later[first : first + len(of_group)]
+        first += len(of_group)
+        if own.any():
+            found[group] = of_group[own]
+    return found
 
 
 def _write_duplicates(path: Path, kinds: list[NDArray[np.int64]]) -> None:

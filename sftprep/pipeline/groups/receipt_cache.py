@@ -41,12 +41,20 @@ def keep_results(work: Path, *, without: Container[str]) -> None:
         files = [work / name for name in (receipt.other_files if receipt else ())] + [path]
         if not all(file.is_file() and file.stat().st_size <= _LARGEST_FILE for file in files):
             continue
-        missing = [file for file in files if not (_folder() / file.name).exists()]
+        missing = [file for file in files if not _is_kept(file)]
         if not all(
             write_whole(_folder() / file.name, file.read_bytes(), sync=True) for file in missing
         ):
             break  # a read-only home or a full disk, which is logged
     _limit_size()
+
+
+def _is_kept(file: Path) -> bool:
+    """Return whether a file is in the cache; one of another size is damaged."""
+    try:
+        return (_folder() / file.name).stat().st_size == file.stat().st_size
+    except OSError:
+        return False
 
 
 def restore_receipt(key: str, work: Path) -> bool:

@@ -23,14 +23,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sftprep.core.atomic_write import create_folder, write_bytes
+from sftprep.core.atomic_write import create_folder, storage_errors, write_bytes
 from sftprep.core.hashing import digest, digest_of_file
 from sftprep.errors import ManifestError
 from sftprep.pipeline.executors.base import find_versions
 from sftprep.pipeline.groups.receipt_cache import restore_receipt
 from sftprep.pipeline.groups.receipt_files import Receipt, read_receipt, write_receipt
 from sftprep.pipeline.groups.task import GroupDone, GroupInput, GroupTask
-from sftprep.pipeline.passes.spill import read_spill
+from sftprep.pipeline.passes.spill import read_spill, spill_path
 from sftprep.pipeline.prepare.inputs import absolute_path, check_files_unchanged
 from sftprep.shards.group import Group, check_shards
 from sftprep.shards.json_fields import FieldError, parse_fields
@@ -235,6 +235,30 @@ def place_files(work: Path, staging: Path, done: GroupDone) -> None:
         write_bytes(rejected, (work / raw_rejected_name(done.receipt)).read_bytes())
     else:
         rejected.unlink(missing_ok=True)
+
+
+# --- spills of groups that are done ---------------------------------------------------------------
+
+
+def remove_spills(work: Path, key: str) -> None:
+    """Remove the spills of a group that is done, except those of its evaluation records.
+
+    If another group has an equal partition, its spill is made again.
+
+    Args:
+        work: The work folder, in which no other group runs.
+        key: The key of the receipt of the group.
+
+    Raises:
+        StorageError: A spill cannot be removed.
+    """
+    receipt = read_receipt(work / receipt_name(key))
+    if receipt is None:
+        return
+    names = {spill_path(Path(), spill).name for spill in receipt.spills}
+    with storage_errors(work):
+        for name in names.difference(receipt.other_files):
+            (work / name).unlink(missing_ok=True)
 
 
 _MOST_OTHER_SPILLS = 3

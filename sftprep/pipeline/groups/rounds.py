@@ -25,7 +25,7 @@ from sftprep.pipeline.groups.first_rounds import (
     hash_records,
 )
 from sftprep.pipeline.groups.quotas import share_copies
-from sftprep.pipeline.groups.receipts import receipt_key
+from sftprep.pipeline.groups.receipts import receipt_key, remove_spills
 from sftprep.pipeline.groups.run import run_group
 from sftprep.pipeline.groups.task import GroupDone, GroupTask
 from sftprep.pipeline.passes.shard_pass import Progress
@@ -125,7 +125,7 @@ def run_rounds(
         ]
     tasks = training + evaluation
     own = [*filter(is_own, tasks)]
-    results = _run(_run_group, own, executor, progress)
+    results = _run(_complete_group, own, executor, progress)
     return Rounds(tasks, {task.number: done for task, done in zip(own, results, strict=True)})
 
 
@@ -173,6 +173,14 @@ def _count_usable(
 
 def _run_group(task: GroupTask, executor: Executor, progress: GroupProgress) -> GroupDone:
     return run_group(task, executor, progress.add_bytes, progress.show_shards)
+
+
+def _complete_group(task: GroupTask, executor: Executor, progress: GroupProgress) -> GroupDone:
+    """Run a group in the last round, after which its spills are not needed."""
+    done = _run_group(task, executor, progress)
+    if task.settings.removes_spills:
+        remove_spills(task.settings.work, done.receipt)
+    return done
 
 
 def _run(

@@ -57,6 +57,7 @@ class GroupSettings:
         root: The output folder.
         work: The folder of the spills.
         is_far: Whether the group runs on another machine than the build.
+        removes_spills: Whether the spills of a group are removed when it is done.
     """
 
     config: BuildConfig
@@ -68,6 +69,7 @@ class GroupSettings:
     root: Path
     work: Path
     is_far: bool = False
+    removes_spills: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,10 @@ def make_tasks(
     """
     check_groups(setup, config, is_far=is_far)
     sources = [each.source for each in setup.inputs]
+    group_bytes = None if _one_group_reasons(setup, config) else config.output.group_bytes
+    groups = [*_groups(setup, group_bytes, evaluation=False)]
+    # Elsewhere, another group with an equal partition may be reading its spill.
+    is_alone = not is_far and config.output.part is None
     # The settings without the names of the inputs, of which there may be a million.
     evaluation = dataclasses.replace(config.evaluation, eval_input=())
     settings = GroupSettings(
@@ -48,9 +52,8 @@ def make_tasks(
         root=work.parent,
         work=work,
         is_far=is_far,
+        removes_spills=is_alone and len(groups) > 1 and not config.output.keep_spill,
     )
-    group_bytes = None if _one_group_reasons(setup, config) else config.output.group_bytes
-    groups = [*_groups(setup, group_bytes, evaluation=False)]
     tasks = [(members, False) for members in groups]
     tasks += [(members, True) for members in _groups(setup, group_bytes, evaluation=True)]
     keys = [recipe.cache_key for recipe in setup.recipes]

@@ -169,7 +169,9 @@ def _staged_files(work: Path, prefix: str, manifest: Manifest) -> list[tuple[Pat
         prefix: The path of the build in the output folder: "", or "eval/".
         manifest: Its manifest.
     """
-    names = [f"{SHARD_FOLDER}/{shard.name}" for shard in manifest.shards]
+    names = [
+        f"{SHARD_FOLDER}/{shard.name}" for group in manifest.read_groups() for shard in group.shards
+    ]
     names += [rejected_path(entry.key) for entry in manifest.groups if entry.rejected]
     names += [path(entry.key) for path in (index_path, group_path) for entry in manifest.groups]
     return [(work / f"{prefix}{name}", f"{prefix}{name}") for name in names]

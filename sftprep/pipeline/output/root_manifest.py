@@ -56,7 +56,8 @@ def make_manifest(
     names = [each.source.name for each in setup.inputs if each.evaluation == evaluation]
     totals = Totals({source.name: source.weight for source in setup.entries})
     for key, file_digest in groups:
-        totals.add_new(read_group(staging, key, file_digest), file_digest, staging)
+        group = read_group(staging, key, file_digest, keep=False)
+        totals.add_new(group, file_digest, staging)
     facts = manifest_facts(recipe, setup.encoder)
     return Manifest(
         config={

@@ -1,0 +1,137 @@
+"""The checks of the files of a group, apart from its shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sftprep.errors import ShardError
+from sftprep.shards.group import Group, GroupEntry
+from sftprep.shards.layout import group_path, index_path, rejected_path
+from sftprep.shards.ledger import Ledger
+from sftprep.shards.manifest import Manifest
+from sftprep.shards.pack_index import is_index, read_index_file
+from sftprep.shards.shard_file import BUILD_AGAIN
+from sftprep.shards.verification.whole_shard import file_digest
+from sftprep.stores.cache import fresh_file
+from sftprep.stores.folder import BuildFolder, StoreFolder
+
+
+def check_stored_group(root: BuildFolder, entry: GroupEntry, manifest: Manifest) -> None:
+    """Check the file of a group in a store itself, and not its copy in the cache.
+
+    Raises:
+        ShardError: It is missing or damaged.
+    """
+    if isinstance(root, StoreFolder) and manifest.has_slices:
+        with fresh_file(root, group_path(entry.key), entry.digest):
+            pass
+
+
+def find_group_problems(
+    root: BuildFolder, entry: GroupEntry, group: Group, manifest: Manifest, *, quick: bool
+) -> list[str]:
+    """Return the problems of a group: its entry in the manifest, its ledgers and its other files.
+
+    Args:
+        root: The folder of the build.
+        entry: The entry of the group in the manifest.
+        group: The content of its file.
+        manifest: The manifest of the build.
+        quick: Whether the content of the rejected records is not read.
+    """
+    problems = []
+    expected = GroupEntry.of(
+        group, entry.digest, lines_before=entry.lines_before, rejected=entry.rejected
+    )
+    if (entry, manifest.max_length) != (expected, group.max_length):
+        problems.append(f"the entry of group {entry.key} in the manifest is not that of its file")
+    if manifest.has_slices:
+        for find in (_find_rejected_problem, _find_index_problem):
+            try:
+                problem = find(root, entry, group, quick)
+            except ShardError as error:
+                problem = error.message
+            problems += [problem] if problem else []
+    return problems + _find_input_problems(group, manifest)
+
+
+def _find_rejected_problem(root: BuildFolder, entry: GroupEntry, _: Group, quick: bool) -> str:
+    name = rejected_path(entry.key)
+    path = root / name
+    if isinstance(path, Path):
+        is_changed = (
+            path.is_file() != bool(entry.rejected)
+            if quick
+            else (file_digest(path) != entry.rejected)
+        )
+        return f"{path} is not what was written" if is_changed else ""
+    assert isinstance(root, StoreFolder)
+    if not entry.rejected:
+        return ""
+    if quick:
+        try:
+            root.mark(name)
+        except FileNotFoundError:
+            return f"{path} is missing"
+        return ""
+    with fresh_file(root, name, entry.rejected):
+        return ""
+
+
+def _find_index_problem(root: BuildFolder, entry: GroupEntry, group: Group, _: bool) -> str:
+    name = index_path(group.key)
+    with fresh_file(root, name, group.index_digest) as path:
+        # The digest of the file itself: what was read of it before may be in memory.
+        if not is_index(path, group.index_digest):
+            problem = "is not what was written" if path.is_file() else "is missing"
+            raise ShardError(f"{path} {problem}", remedy=BUILD_AGAIN)
+        index = read_index_file(path, group)
+    found, expected = int(index.sequences.sum()), sequences_in_packs(group.accounting, group.plan)
+    if found != expected:
+        return (
+            f"the packs of group {entry.key} hold {found:,} sequences, its ledger says {expected:,}"
+        )
+    return ""
+
+
+def sequences_in_packs(ledger: Ledger, plan: dict[str, Any]) -> int:
+    """Return how many sequences the packs of a group or build have: a cut makes two of one."""
+    cuts = plan.get("cuts", 0)
+    return ledger.sequences + (cuts if isinstance(cuts, int) else 0)
+
+
+def _find_input_problems(group: Group, manifest: Manifest) -> list[str]:
+    """Return the problems with the lines and ledgers of the inputs of a group.
+
+    The ledgers of all inputs sum to that of the group.
+    """
+    problems = [
+        f"the slices of {info.path} have {sum(info.slices):,} lines, not {info.lines:,}"
+        for info in group.inputs
+        if manifest.has_slices and sum(info.slices) != info.lines
+    ]
+    problems += find_length_problems(group.lengths, group.accounting)
+    if all(info.accounting == Ledger() for info in group.inputs):
+        return problems  # builds of version 1.0 have no ledger per input
+    problems += [
+        f"the ledger of {info.path} does not balance: {equation} does not hold"
+        for info in group.inputs
+        for equation in info.accounting.check()
+    ]
+    if Ledger.sum(info.accounting for info in group.inputs) != group.accounting:
+        problems.append("the ledgers of the inputs do not sum to that of the build")
+    return problems
+
+
+def find_length_problems(lengths: dict[str, Any], ledger: Ledger) -> list[str]:
+    """Return the differences between the totals of a histogram of lengths and a ledger."""
+    problems = []
+    expected = {"tokens": ledger.tokens_in, "trained_tokens": ledger.trained_in}
+    for name, number in expected.items() if lengths else ():
+        counts = lengths.get(name)
+        is_valid = isinstance(counts, list) and all(type(count) is int for count in counts)
+        if counts is None or not is_valid or sum(counts) != number:
+            what = name.replace("_", " ")
+            problems.append(f"the histogram of lengths does not count the {number:,} {what}")
+    return problems
