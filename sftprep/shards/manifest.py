@@ -324,17 +324,19 @@ def _parse_manifest(content: bytes, path: BuildFolder) -> Manifest:
     """Validate the content of a manifest, since readers rely on every field.
 
     Raises:
-        ValueError: It is not JSON.
+        ValueError: It is not JSON, or has no version.
         RecursionError: It is nested too deeply.
         ManifestError: It has another version, or a field has another type.
     """
     values = json.loads(content, object_hook=compact_packs)
     version = str(values.get("format_version", "")) if isinstance(values, dict) else ""
     major = version.partition(".")[0]
+    if not major.isdigit():
+        raise ValueError("it has no format version")
     if major not in _READ_MAJORS:
         raise ManifestError(
-            f"{path} has format version {version or 'none'}; this sftprep reads {FORMAT_VERSION}",
-            remedy="update sftprep" if major.isdigit() else "remove the folder, and build again",
+            f"{path} has format version {version}; this sftprep reads {FORMAT_VERSION}",
+            remedy="update sftprep",
         )
     try:
         if major != "1":
@@ -348,11 +350,8 @@ def _parse_manifest(content: bytes, path: BuildFolder) -> Manifest:
         if manifest.tokenizer.get("max_id", -1) != -1:  # -1 in a build without a token
             check_field(int, manifest.tokenizer["max_id"], "tokenizer.max_id")
         if manifest.layout not in LAYOUTS:
-            raise ManifestError(
-                f"{path} has the layout {manifest.layout!a:.40}; this sftprep reads"
-                f" {' and '.join(LAYOUTS)}",
-                remedy="update sftprep",
-            )
+            problem = f"{path} has the layout {manifest.layout!a:.40}; this sftprep reads"
+            raise ManifestError(f"{problem} {' and '.join(LAYOUTS)}", remedy="update sftprep")
         check_field(int, manifest.plan.get("cuts", 0), "plan.cuts")
         if manifest.eval:
             check_field(str, manifest.eval.get("folder"), "eval.folder")
