@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sftprep.shards.manifest import read_manifest as read_manifest
     from sftprep.shards.reader import Pack as Pack
     from sftprep.shards.reader import Shards as Shards
-    from sftprep.shards.reader import open_shards as open_shards
+    from sftprep.shards.reading.open_build import open_shards as open_shards
     from sftprep.sources.readers.to_jsonl import json_lines as json_lines
     from sftprep.tokenize.loading.export import export_tokenizer as export_tokenizer
     from sftprep.tokenize.loading.load import TokenizerSpec as TokenizerSpec
@@ -62,7 +62,7 @@ _MODULE_OF = {
     "read_manifest": "sftprep.shards.manifest",
     "Pack": "sftprep.shards.reader",
     "Shards": "sftprep.shards.reader",
-    "open_shards": "sftprep.shards.reader",
+    "open_shards": "sftprep.shards.reading.open_build",
     "verify": "sftprep.pipeline.verify",
     "json_lines": "sftprep.sources.readers.to_jsonl",
     "export_tokenizer": "sftprep.tokenize.loading.export",

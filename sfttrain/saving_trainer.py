@@ -253,6 +253,7 @@ class SavingTrainer(PushingTrainer):
         identity = source.identity if is_stream(source) else ""
         return RunState(
             data=str(getattr(getattr(source, "manifest", None), "data_digest", identity)),
+            packing=getattr(source, "plan_settings", {}),
             build=str(getattr(source, "root", "")),
             trained_tokens=self.trained_tokens,
             code=self.code,

@@ -121,6 +121,7 @@ SETTINGS_OF_A_BUILD = {
     "images",
     "inputs",
     "keep_spill",
+    "layout",
     "lanes",
     "group_bytes",
     "limit",

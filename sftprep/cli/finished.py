@@ -64,6 +64,7 @@ def inspect(
     directory: str,
     *,
     row: int = 0,
+    max_length: int | None = None,
     tokenizer: str | None = None,
     full: bool = False,
     color: bool | None = None,
@@ -81,6 +82,8 @@ def inspect(
         The output folder of a build.
     row
         Number of the pack, from 0; -1 is the last one.
+    max_length
+        Tokens in a pack, for a build with --layout sequences; by default that of the build.
     tokenizer
         Folder or Hub name of the tokenizer of the build, if it has moved since.
     full
@@ -94,10 +97,10 @@ def inspect(
     """
     from sftprep.report.draw import draw_pack, pack_data
     from sftprep.report.summary import manifest_line
-    from sftprep.shards.reader import open_shards
+    from sftprep.shards.reading.open_build import open_shards
     from sftprep.tokenize.loading.decode import load_decoder
 
-    shards = open_shards(os.path.expanduser(directory))
+    shards = open_shards(os.path.expanduser(directory), max_length=max_length)
     if not -len(shards) <= row < len(shards):
         raise ConfigError(
             f"{setting('row')} is {row}, but {directory} has {format_count(len(shards), 'pack')}",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sftprep.core.ragged import to_offsets
 from sftprep.errors import ConfigError, setting
 from sftprep.packing.exact import exact_runs
 from sftprep.packing.runs import expand_moves
@@ -60,6 +61,24 @@ class PackPlan:
     def fill(self) -> float:
         """Return the used share of the capacity of all bins; 1.0 if there are none."""
         return self.tokens / (self.num_bins * self.capacity) if self.num_bins else 1.0
+
+    def members_in(self, order: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the members of the bins in another order of the bins.
+
+        Args:
+            order: int64 [num_bins]; the bins.
+
+        Returns:
+            Indices into `members`, int64 [m]; and the first one of each bin of `order`, int64
+            [num_bins + 1].
+
+        Example:
+            offsets = [0, 1, 3], order = [1, 0]  ->  [1, 2, 0], [0, 2, 3]
+        """
+        sizes = np.diff(self.offsets)[order]
+        offsets = to_offsets(sizes)
+        shift = self.offsets[:-1][order] - offsets[:-1]
+        return np.arange(int(offsets[-1])) + np.repeat(shift, sizes), offsets
 
 
 def pack_lengths(lengths: ArrayLike, capacity: int, strategy: str = "bfd") -> PackPlan:

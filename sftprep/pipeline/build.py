@@ -213,7 +213,8 @@ def _make_manifest(
     for each in groups:
         place_files(output.work, staging, each)
     names = [(each.key, each.digest) for each in groups]
-    return make_manifest(config, setup, names, staging, evaluation=evaluation)
+    final = output.work.parent / staging.relative_to(output.work)
+    return make_manifest(config, setup, names, staging, final, evaluation=evaluation)
 
 
 def _check_groups(manifest: Manifest, config: BuildConfig) -> None:

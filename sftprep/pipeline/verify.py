@@ -20,7 +20,13 @@ from sftprep.pipeline.executors.local import available_cores, make_executor
 from sftprep.pipeline.executors.ray_tasks import RayExecutor
 from sftprep.shards.manifest import Manifest, read_manifest
 from sftprep.shards.schema import BLOCK_PACKS
-from sftprep.shards.verification.shard_range import Findings, Totals, check_range, cut_ranges
+from sftprep.shards.verification.shard_range import (
+    Findings,
+    Totals,
+    check_range,
+    count_shards,
+    cut_ranges,
+)
 from sftprep.shards.verification.whole_build import find_build_problems, find_manifest_problems
 from sftprep.stores.folder import BuildFolder, StoreFolder
 
@@ -41,6 +47,7 @@ class Verification(Totals):
         folder: The folder of the build.
         part: The part that was checked, as `I/K`; None for the whole build.
         quick: Whether only some blocks of each shard were read.
+        layout: The layout of the build, which decides what a row is.
         problems: A description of each problem: those of the whole build, and then those of the
             groups in the order of the manifest. Empty if the build is intact; at most 1,000.
         more_problems: The number of further problems.
@@ -50,6 +57,7 @@ class Verification(Totals):
     folder: BuildFolder
     part: str | None
     quick: bool
+    layout: str = "packs"
     problems: list[str] = field(default_factory=list)
     more_problems: int = 0
     unchecked: list[str] = field(default_factory=list)
@@ -111,7 +119,9 @@ def verify(
     if first == 1:
         problems += find_build_problems(root, manifest)
     unchecked = _unchecked(root, manifest, groups, quick=quick)
-    result = Verification(folder=root, part=part, quick=quick, unchecked=unchecked)
+    result = Verification(
+        folder=root, part=part, quick=quick, layout=manifest.layout, unchecked=unchecked
+    )
     for found in findings:
         result.add(found.totals)
         problems += found.problems
@@ -134,7 +144,7 @@ def _check_groups(
     num_ranges = _RANGES_PER_CORE * executor.capacity
     ranges = cut_ranges(reached, manifest, groups, num_ranges, quick=quick)
     findings, done = [], 0
-    total = sum(len(manifest.groups[number].packs) for number in groups)
+    total = count_shards(manifest, groups)
     try:
         for found in map_checked(executor, check_range, ranges):
             findings.append(found)

@@ -67,6 +67,7 @@ def summary_data(report: BuildReport) -> dict[str, Any]:
         "shards": manifest.num_shards,
         "shard_bytes": manifest.shard_bytes,
         "max_length": manifest.max_length,
+        "layout": manifest.layout,
         "lengths": manifest.lengths,
         "length_advice": None if advice is None else dataclasses.asdict(advice),
         "encoder": manifest.encoder,
@@ -136,7 +137,7 @@ def _record_rows(report: BuildReport) -> list[_Row]:
     share = _percent(ledger.sequences, ledger.records)
     return [
         ("records", ledger.records, f"from {files}, {report.bytes_read / 1e6:,.1f} MB"),
-        ("  packed", ledger.sequences, f"sequences, {share} of the records"),
+        (f"  {_verb(manifest)}", ledger.sequences, f"sequences, {share} of the records"),
         *_reason_rows("rejected", ledger.rejected, "see the files in rejected/"),
         *_dropped_rows(manifest),
         *_reason_rows("left out", ledger.left_out),
@@ -164,12 +165,14 @@ def _token_rows(manifest: Manifest) -> list[_Row]:
     """Return the rows about tokens and packs."""
     ledger = manifest.accounting
     truncated = format_count(ledger.truncated, "sequence")
-    trained = _percent(manifest.trained_tokens, ledger.tokens)
+    is_planned = manifest.layout == "sequences"
+    num_trained = ledger.trained_tokens if is_planned else manifest.trained_tokens
+    trained = _percent(num_trained, ledger.tokens)
     trained_truncated = _percent(ledger.trained_truncated, ledger.trained_in)
     return [
         ("tokens", ledger.tokens_in, ""),
         (
-            "  packed",
+            f"  {_verb(manifest)}",
             ledger.tokens,
             f"{_percent(ledger.tokens, ledger.tokens_in)} of the tokens",
         ),
@@ -182,7 +185,7 @@ def _token_rows(manifest: Manifest) -> list[_Row]:
         *_reason_rows("dropped", ledger.tokens_dropped),
         *_reason_rows("left out", ledger.tokens_left_out),
         *_reason_rows("added", ledger.tokens_extra),
-        ("trained tokens", manifest.trained_tokens, f"{trained} of the packed tokens"),
+        ("trained tokens", num_trained, f"{trained} of the {_verb(manifest)} tokens"),
         (
             "  truncated",
             ledger.trained_truncated,
@@ -193,9 +196,22 @@ def _token_rows(manifest: Manifest) -> list[_Row]:
             "packs",
             manifest.rows,
             f"of up to {manifest.max_length:,} tokens, {manifest.plan['fill']:.2%} full"
-            f" ({manifest.plan['strategy']})",
+            f" ({manifest.plan['strategy']}){_planned_note(manifest)}",
         ),
     ]
+
+
+def _verb(manifest: Manifest) -> str:
+    """Return what the build did with the sequences that it did not leave out."""
+    return "stored" if manifest.layout == "sequences" else "packed"
+
+
+def _planned_note(manifest: Manifest) -> str:
+    """Return what the numbers of packs mean if packs are planned when they are read."""
+    if manifest.layout == "packs":
+        return ""
+    kept = _percent(manifest.tokens, manifest.accounting.tokens)
+    return f", planned when they are read, with {kept} of the tokens"
 
 
 def _reason_rows(what: str, group: dict[str, int], note: str = "") -> Iterator[_Row]:
@@ -349,9 +365,10 @@ def _output_line(report: BuildReport) -> str:
     manifest = report.manifest
     size = manifest.shard_bytes
     reused = f", {format_count(report.reused, 'partition')} reused" if report.reused else ""
+    tokens = manifest.tokens if manifest.layout == "packs" else manifest.accounting.tokens
     return (
         f"wrote {format_count(manifest.num_shards, 'shard')} ({size / 1e6:,.1f} MB,"
-        f" {size / max(1, manifest.tokens):.2f} bytes per token) to {report.folder} in"
+        f" {size / max(1, tokens):.2f} bytes per token) to {report.folder} in"
         f" {report.seconds:.1f} s ({report.bytes_read / 1e6 / report.seconds:,.1f} MB/s,"
         f" {format_count(report.workers, 'process', 'es')},"
         f" encoder {manifest.encoder.get('encoder', '')}{reused})"

@@ -23,7 +23,7 @@ def verification_lines(result: Verification) -> list[str]:
     """Return the totals, and what was not checked, as lines of plain text."""
     numbers = {
         "shard": result.shards,
-        "pack": result.rows,
+        "pack" if result.layout == "packs" else "stored sequence": result.rows,
         "sequence": result.sequences,
         "token": result.tokens,
     }

@@ -50,7 +50,7 @@ class ShardInfo:
     """The entry of one shard file in the file of its group."""
 
     name: str  # path in the folder `shards`: that of the group and, since version 2.0, its folder
-    rows: int  # packs
+    rows: int  # packs, or sequences in layout `sequences`
     tokens: int
     trained_tokens: int  # targets of the loss, see `Ledger.trained_tokens`
     bytes: int
@@ -115,10 +115,13 @@ class Group:
     sftprep_version: str
     format_version: str
     index_digest: str = ""  # xxh3-128 of the file of its index, in hex; "" before version 2.0
+    # Digest of its records in hex, which seeds the order of its packs; it depends on no setting of
+    # the packing, and not on which of the records are used.
+    records: str = ""
 
     @property
     def rows(self) -> int:
-        """The number of packs."""
+        """The number of rows of its shards: packs, or sequences."""
         return sum(shard.rows for shard in self.shards)
 
     @property
@@ -176,7 +179,7 @@ class GroupEntry:
 
     key: str  # 16 hex digits, see `Group.key`
     digest: str  # SHA-256 of the file of the group, in hex
-    packs: PackCounts  # of each shard
+    packs: PackCounts  # of each shard; of the whole group in layout `sequences`
     tokens: int
     trained_tokens: int
     bytes: int  # of all shards

@@ -11,18 +11,40 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
+import xxhash
+
 NOT_STORED = {"stored": False}
 """The metadata of a field that is neither written nor read."""
 
 
 _NUMBERS = re.compile(r"\[\n[\s\d,]+\]")
 """A list of integers on several lines. No string matches: in JSON, it has no line end."""
+_CHECKSUM = re.compile(rb',\n "checksum": "([0-9a-f]{32})"\n}\n\Z')
 
 
 def encode_json(values: Any) -> str:
     """Return JSON with sorted keys, indented, with each list of integers on one line."""
     text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False)
     return _NUMBERS.sub(lambda found: "".join(found[0].split()), text)
+
+
+def seal(content: bytes) -> bytes:
+    """Return the content of a file with a checksum of the bytes before it.
+
+    Args:
+        content: A JSON object, as `encode_json` writes it.
+    """
+    content = content.removesuffix(b"\n}")
+    return content + f',\n "checksum": "{xxhash.xxh3_128_hexdigest(content)}"\n}}\n'.encode()
+
+
+def check_seal(content: bytes) -> None:
+    """Raise FieldError unless content ends with the checksum of `seal`."""
+    found = _CHECKSUM.search(content)
+    if found is None:
+        raise FieldError("it has no checksum at its end")
+    if xxhash.xxh3_128_hexdigest(content[: found.start()]).encode() != found[1]:
+        raise FieldError("its content is not what was written")
 
 
 class FieldError(Exception):

@@ -47,6 +47,11 @@ def advise_length(manifest: Manifest) -> LengthAdvice | None:
     """
     ledger, lengths = manifest.accounting, manifest.lengths
     shares = _cut_shares(ledger)
+    if manifest.layout == "sequences":  # whose ledger is that before the cut
+        shares = (
+            1 - manifest.tokens / max(1, ledger.tokens),
+            1 - manifest.trained_tokens / max(1, ledger.trained_tokens),
+        )
     if max(shares) <= _TOLERATED_SHARE or not lengths or not ledger.trained_in:
         return None
     bounds, kept = np.array(lengths["up_to"]), np.cumsum(lengths["trained_tokens"])

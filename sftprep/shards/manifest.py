@@ -11,13 +11,11 @@ import json
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import accumulate
 from typing import Any
-
-import xxhash
 
 from sftprep.config.validation import check_local_path
 from sftprep.core.regular_files import read_regular_file
@@ -34,10 +32,12 @@ from sftprep.shards.json_fields import (
     NOT_STORED,
     FieldError,
     check_field,
+    check_seal,
     compact_packs,
     encode_json,
     is_stored,
     parse_fields,
+    seal,
 )
 from sftprep.shards.layout import (
     LARGEST_MANIFEST,
@@ -50,7 +50,7 @@ from sftprep.stores.folder import BuildFolder, StoreFolder, folder_of
 
 FORMAT_VERSION = "2.0"
 _READ_MAJORS = ("1", "2")
-_CHECKSUM = re.compile(rb',\n "checksum": "([0-9a-f]{32})"\n}\n\Z')
+LAYOUTS = ("packs", "sequences")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,9 @@ class Manifest:
     groups: tuple[GroupEntry, ...] = ()
     sources: tuple[SourceInfo, ...] = ()  # empty before version 2.0
     format_version: str = FORMAT_VERSION
+    # What a row of a shard is: "packs", or "sequences" whose packs are planned while reading. Then
+    # the numbers of packs and tokens here are those of the settings of the build.
+    layout: str = "packs"
     # Histogram of the lengths of the sequences before they were cut; empty in older builds.
     lengths: dict[str, Any] = field(default_factory=dict)
     # The evaluation build, if there is one: its folder, relative to that of this build, the name of
@@ -116,8 +119,8 @@ class Manifest:
 
     @property
     def num_shards(self) -> int:
-        """The number of shards of all groups, whose files are not read."""
-        return sum(len(entry.packs) for entry in self.groups)
+        """The number of shards of all groups, whose files are read for layout `sequences` only."""
+        return sum(len(self.shard_rows(number)) for number in range(len(self.groups)))
 
     @property
     def shard_bytes(self) -> int:
@@ -153,6 +156,16 @@ class Manifest:
             ManifestError: The file of a group is missing or damaged.
         """
         return tuple(shard for group in self.read_groups() for shard in group.shards)
+
+    def shard_rows(self, number: int) -> Sequence[int]:
+        """Return the rows of each shard of a group, by the number of the group.
+
+        Raises:
+            ManifestError: In layout `sequences`, the file of the group is missing or damaged.
+        """
+        if self.layout == "sequences":
+            return [info.rows for info in self.read_group(number).shards]
+        return self.groups[number].packs
 
     def read_group(self, number: int, *, keep: bool = True) -> Group:
         """Return a group, from its file.
@@ -235,16 +248,6 @@ class Manifest:
         return path, line + (self.groups[number].lines_before if is_continued else 0)
 
 
-def seal(content: bytes) -> bytes:
-    """Return the content of a manifest with a checksum of the bytes before it.
-
-    Args:
-        content: A JSON object, as `encode_json` writes it.
-    """
-    content = content.removesuffix(b"\n}")
-    return content + f',\n "checksum": "{xxhash.xxh3_128_hexdigest(content)}"\n}}\n'.encode()
-
-
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """Read the manifest of a build.
 
@@ -321,21 +324,23 @@ def _parse_manifest(content: bytes, path: BuildFolder) -> Manifest:
     """Validate the content of a manifest, since readers rely on every field.
 
     Raises:
-        ValueError: It is not JSON.
+        ValueError: It is not JSON, or has no version.
         RecursionError: It is nested too deeply.
         ManifestError: It has another version, or a field has another type.
     """
     values = json.loads(content, object_hook=compact_packs)
     version = str(values.get("format_version", "")) if isinstance(values, dict) else ""
     major = version.partition(".")[0]
+    if not major.isdigit():
+        raise ValueError("it has no format version")
     if major not in _READ_MAJORS:
         raise ManifestError(
-            f"{path} has format version {version or 'none'}; this sftprep reads {FORMAT_VERSION}",
-            remedy="update sftprep" if major.isdigit() else "remove the folder, and build again",
+            f"{path} has format version {version}; this sftprep reads {FORMAT_VERSION}",
+            remedy="update sftprep",
         )
     try:
         if major != "1":
-            _check_checksum(content)
+            check_seal(content)
             manifest: Manifest = parse_fields(Manifest, values, "")
         else:
             manifest = _parse_version_1(values, path)
@@ -344,6 +349,9 @@ def _parse_manifest(content: bytes, path: BuildFolder) -> Manifest:
                 check_field(kind, manifest.tokenizer.get(name), f"tokenizer.{name}")
         if manifest.tokenizer.get("max_id", -1) != -1:  # -1 in a build without a token
             check_field(int, manifest.tokenizer["max_id"], "tokenizer.max_id")
+        if manifest.layout not in LAYOUTS:
+            problem = f"{path} has the layout {manifest.layout!a:.40}; this sftprep reads"
+            raise ManifestError(f"{problem} {' and '.join(LAYOUTS)}", remedy="update sftprep")
         check_field(int, manifest.plan.get("cuts", 0), "plan.cuts")
         if manifest.eval:
             check_field(str, manifest.eval.get("folder"), "eval.folder")
@@ -357,14 +365,6 @@ def _parse_manifest(content: bytes, path: BuildFolder) -> Manifest:
             f"{path} is damaged: {error}", remedy="remove the folder, and build again"
         ) from error
     return manifest
-
-
-def _check_checksum(content: bytes) -> None:
-    found = _CHECKSUM.search(content)
-    if found is None:
-        raise FieldError("it has no checksum at its end")
-    if xxhash.xxh3_128_hexdigest(content[: found.start()]).encode() != found[1]:
-        raise FieldError("its content is not what was written")
 
 
 def _parse_version_1(values: dict[str, Any], path: BuildFolder) -> Manifest:

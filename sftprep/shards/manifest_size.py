@@ -16,7 +16,6 @@ from sftprep.shards.group import Block, GroupEntry, InputInfo, PackCounts, Shard
 from sftprep.shards.json_fields import encode_json
 from sftprep.shards.layout import LARGEST_MANIFEST
 from sftprep.shards.manifest import Manifest
-from sftprep.shards.schema import BLOCK_PACKS
 
 # The largest count that is assumed: that of a group cannot be larger.
 _COUNT = 10**13 - 1
@@ -47,7 +46,7 @@ def manifest_sizes(known: Mapping[str, Any], groups: int = 1, shards: int = 1) -
 
 
 def group_sizes(
-    inputs: Sequence[InputInfo], lengths: Mapping[str, Any], shards: int, packs: int
+    inputs: Sequence[InputInfo], lengths: Mapping[str, Any], shards: int, blocks: int
 ) -> dict[str, int]:
     """Return the maximum number of bytes of each part of the file of a group.
 
@@ -55,7 +54,7 @@ def group_sizes(
         inputs: Its inputs.
         lengths: Its counts of lengths.
         shards: The number of its shards.
-        packs: The number of its packs.
+        blocks: The number of full blocks of its shards.
     """
     shard = ShardInfo(
         name=f"{'0' * 16}/shard-99999-{'0' * 16}.arrow",
@@ -66,8 +65,8 @@ def group_sizes(
         sha256="0" * 64,
     )
     block = Block(_COUNT, "0" * 32)
-    # Each shard has its last block, which may have less packs, and its end.
-    blocks = packs // BLOCK_PACKS + 2 * shards
+    # Each shard has its last block, which may be smaller, and its end.
+    blocks += 2 * shards
     items = [dataclasses.asdict(dataclasses.replace(info, source="")) for info in inputs]
     return {
         "inputs": sum(map(_item_bytes, items)),
@@ -97,7 +96,7 @@ def check_manifest_size(known: Mapping[str, Any], groups: int = 1) -> None:
 
 
 def check_group_size(
-    inputs: Sequence[InputInfo], lengths: Mapping[str, Any], shards: int, packs: int
+    inputs: Sequence[InputInfo], lengths: Mapping[str, Any], shards: int, blocks: int
 ) -> None:
     """Check the size of the file of a group against the limit of its readers.
 
@@ -105,12 +104,12 @@ def check_group_size(
         inputs: As for `group_sizes`.
         lengths: As for `group_sizes`.
         shards: As for `group_sizes`.
-        packs: As for `group_sizes`.
+        blocks: As for `group_sizes`.
 
     Raises:
         ConfigError: The file would be too large.
     """
-    _check(group_sizes(inputs, lengths, shards, packs), "the file of a group of this build")
+    _check(group_sizes(inputs, lengths, shards, blocks), "the file of a group of this build")
 
 
 def _check(sizes: Mapping[str, int], what: str) -> None:

@@ -44,7 +44,11 @@ from sftprep.shards.schema import SHARD_PATTERN
 
 _LARGEST_LINE = 64 * 1024 * 1024  # bytes; a file without line ends is not read into memory
 _ARROW_START = b"ARROW1\0\0"
-_INDEX_COLUMNS = {"tokens", "trained_tokens", "sequences", "longest"}
+# Of the packs of a group, or of its sequences.
+_INDEX_COLUMNS = (
+    {"tokens", "trained_tokens", "sequences", "longest"},
+    {"tokens", "trained", "origin"},
+)
 _NUMPY_START = b"\x93NUMPY"
 _COMMIT_KEY = "sftprep_commit"
 _REJECTED_KEYS = {"file", "line", "column", "reason", "message", "excerpt"}
@@ -76,7 +80,7 @@ def is_shard(path: Path) -> bool:
     """Return whether a file is a shard of a build, by the schema at its start."""
     schema = _read_arrow_schema(path)
     return schema is not None and (
-        {"input_ids", "completion_mask", "seq_lengths", "origin"} <= set(schema.names)
+        {"input_ids", "completion_mask", "origin"} <= set(schema.names)
         and b"huggingface" in (schema.metadata or {})
     )
 
@@ -84,7 +88,7 @@ def is_shard(path: Path) -> bool:
 def _is_index(path: Path) -> bool:
     """Return whether a file is the index of a group, by the schema at its start."""
     schema = _read_arrow_schema(path)
-    return schema is not None and set(schema.names) >= _INDEX_COLUMNS
+    return schema is not None and any(set(schema.names) >= names for names in _INDEX_COLUMNS)
 
 
 def commit_bytes(names: list[str]) -> bytes:

@@ -130,12 +130,17 @@ _COLUMNS = tuple(field.name for field in dataclasses.fields(PackIndex))
 
 
 def write_index(folder: Path, key: str, index: PackIndex) -> str:
-    """Write the index of a group.
+    """Write the index of a group, as `write_index_content` does."""
+    return write_index_content(folder, key, index.to_bytes())
+
+
+def write_index_content(folder: Path, key: str, content: bytes) -> str:
+    """Write the index of a group of any layout.
 
     Args:
         folder: The folder of the build.
         key: The key of the group.
-        index: The index.
+        content: The content of the file.
 
     Returns:
         The xxh3-128 of the file, in hex.
@@ -143,7 +148,6 @@ def write_index(folder: Path, key: str, index: PackIndex) -> str:
     Raises:
         StorageError: The file cannot be written.
     """
-    content = index.to_bytes()
     write_bytes(folder / index_path(key), content)
     return xxhash.xxh3_128_hexdigest(content)
 

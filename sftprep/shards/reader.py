@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from sftprep.errors import ManifestError
 from sftprep.shards.group import ShardInfo
 from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
-from sftprep.shards.manifest import Manifest, read_manifest
+from sftprep.shards.manifest import Manifest
 from sftprep.shards.pack_index import PackIndex, read_index
 from sftprep.shards.schema import numpy_view, position_dtype
 from sftprep.shards.shard_file import BUILD_AGAIN, FileIdentity, ShardFile, check_size
@@ -24,9 +22,6 @@ from sftprep.shards.writer import make_position_ids
 from sftprep.stores.cache import local_file
 from sftprep.stores.folder import BuildFolder, folder_of
 
-_CHECKED_AT_OPEN = 1000
-"""Up to this number, the shards of a build are looked for when it is opened. In a larger build, a
-missing shard is found when it is used."""
 _MOST_MAPPED = 256
 """The most shards that stay mapped. Each shard is one map, of which Linux allows a process 65,530.
 A pack keeps the map of its own shard."""
@@ -56,35 +51,6 @@ class Pack:
     flags: NDArray[np.uint8] | None = None  # [S], see `schema.py`; None before version 2.0
 
 
-def open_shards(folder: str | os.PathLike[str], *, verify: bool = True) -> Shards:
-    """Open a finished build for reading.
-
-    Args:
-        folder: The output folder of the build, or its URL in a store: each shard is then copied to
-            the cache when it is first used.
-        verify: Whether to check the digest of each block of 64 packs when it is first accessed
-            (about 20 GB/s), so that damage is an error and never wrong tokens.
-
-    Raises:
-        ManifestError: The folder is not a finished build.
-        ShardError: A shard is missing or has another size.
-        StorageError: The store cannot be reached.
-    """
-    manifest = read_manifest(folder)
-    root = manifest.folder
-    assert root is not None
-    if (listed_rows := sum(sum(entry.packs) for entry in manifest.groups)) != manifest.rows:
-        raise ManifestError(
-            f"{root / MANIFEST_NAME} is damaged: rows is {manifest.rows}, and the shards that it"
-            f" lists have {listed_rows}",
-            remedy=BUILD_AGAIN,
-        )
-    if isinstance(root, Path) and manifest.num_shards <= _CHECKED_AT_OPEN:
-        for info in manifest.shards:
-            check_size(root / SHARD_FOLDER / info.name, info)
-    return Shards(root, manifest, verify=verify)
-
-
 class Shards:
     """A build as a sequence of packs: `len(shards)`, `shards[i]`, iteration.
 
@@ -101,6 +67,11 @@ class Shards:
         # By number, the last used last.
         self._mapped: OrderedDict[_ShardNumber, _MappedShard] = OrderedDict()
         self._checked: dict[_ShardNumber, _CheckedFile] = {}
+
+    @property
+    def plan_settings(self) -> dict[str, Any]:
+        """The settings by which packs are planned while they are read; {} for stored packs."""
+        return {}
 
     def __len__(self) -> int:
         return self.manifest.rows

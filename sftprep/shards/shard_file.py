@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -40,20 +40,30 @@ class ShardFile:
         max_length: Tokens per pack at most, which determines the type of position ids.
         verify: Whether to check the digest of each block when it is first read.
         checked: The numbers of the blocks that were checked already; blocks are added to it.
+        row_offsets: The first row of each block, and the number of rows at the end; None for blocks
+            of `BLOCK_PACKS` packs.
 
     Raises:
         ShardError: The file is missing, has another size, is not a shard, or its end is damaged.
     """
 
     def __init__(
-        self, path: Path, info: ShardInfo, max_length: int, *, verify: bool, checked: set[int]
+        self,
+        path: Path,
+        info: ShardInfo,
+        max_length: int,
+        *,
+        verify: bool,
+        checked: set[int],
+        row_offsets: Sequence[int] | None = None,
     ) -> None:
         self.path, self._info, self._verify, self._checked = path, info, verify, checked
         # A shard of version 1 is one block, with the digest of the whole file.
         self._blocks = info.blocks or (Block(info.bytes, info.xxh3),)
         self._ends = [*accumulate(block.bytes for block in self._blocks)]
         self.packs_per_block = BLOCK_PACKS if info.blocks else max(1, info.rows)
-        num_blocks = -(-info.rows // self.packs_per_block)
+        self._row_offsets = row_offsets or [*range(0, info.rows, self.packs_per_block), info.rows]
+        num_blocks = len(self._row_offsets) - 1
         # The size is checked first: a file that is shorter than its map would kill the process with
         # SIGBUS when the missing part is read.
         check_size(path, info)
@@ -92,9 +102,8 @@ class ShardFile:
             self._check_digest(number)
             batch = self._reader.get_batch(number).select(self._columns)
             batch.validate(full=True)
-            first = number * self.packs_per_block
-            rows = min(self.packs_per_block, self._info.rows - first)
-            problem = next(_find_layout_problems(batch, first, rows), None)
+            first, end = self._row_offsets[number : number + 2]
+            problem = next(self._find_problems(batch, first, end), None)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._damaged(str(error)) from error
         if problem:
@@ -105,17 +114,25 @@ class ShardFile:
     def _check_columns(self, fields: list[tuple[str, pa.DataType]], max_length: int) -> list[str]:
         """Check the names and types of columns; return the columns of a shard."""
         names = [name for name, _ in fields]
-        expected = shard_schema(
-            max_length,
-            position_ids="position_ids" in names,
-            loss_weights="loss_weights" in names,
-            flags="flags" in names,
-        )
+        expected = self._expected_schema(names, max_length)
         # Other columns, which a later minor version may add, are ignored.
         found = dict(fields)
         if len(found) != len(names) or any(found.get(f.name) != f.type for f in expected):
             raise self._error(f": its columns are {names}, of other types than those of a shard")
         return [*expected.names]
+
+    def _expected_schema(self, names: list[str], max_length: int) -> pa.Schema:
+        """Return the schema of a shard with columns of these names."""
+        return shard_schema(
+            max_length,
+            position_ids="position_ids" in names,
+            loss_weights="loss_weights" in names,
+            flags="flags" in names,
+        )
+
+    def _find_problems(self, batch: pa.RecordBatch, first: int, end: int) -> Iterator[str]:
+        """Yield the problems with offsets, lengths and ids of the block of rows [first, end)."""
+        return _find_layout_problems(batch, first, end - first)
 
     def _check_digest(self, number: int) -> None:
         if not self._verify or number in self._checked:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -60,14 +62,43 @@ def write_shard(
         StorageError: The file cannot be written.
     """
     batch = _make_record_batch(rows, max_length, position_ids=position_ids)
+    return write_batch(
+        folder,
+        index,
+        batch,
+        [*range(0, batch.num_rows, BLOCK_PACKS), batch.num_rows],
+        trained_tokens=count_targets(rows.completion_mask, rows.seq_lengths),
+    )
+
+
+def write_batch(
+    folder: Path,
+    index: int,
+    batch: pa.RecordBatch,
+    row_offsets: Sequence[int],
+    *,
+    trained_tokens: int,
+) -> ShardInfo:
+    """Write the rows of a shard as `write_shard` does, whatever its columns.
+
+    Args:
+        folder: The folder to write to.
+        index: The number of the shard, from 0.
+        batch: The rows, with a column `input_ids`.
+        row_offsets: The first row of each block, and the number of rows at the end.
+        trained_tokens: The number of targets of the loss.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
     with ThreadPoolExecutor(1) as hash_thread:
         sink = _HashingSink(hash_thread)
 
         def write(file: BinaryIO) -> None:
             sink.file = file
             with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), batch.schema) as writer:
-                for first in range(0, batch.num_rows, BLOCK_PACKS):
-                    writer.write_batch(batch.slice(first, BLOCK_PACKS))
+                for first, end in pairwise(row_offsets):
+                    writer.write_batch(batch.slice(first, end - first))
                     sink.end_block()
             sink.end_block()
 
@@ -79,9 +110,9 @@ def write_shard(
         name = write_named(folder, working_name, write, final_name)
     return ShardInfo(
         name=name,
-        rows=len(rows.pack_offsets) - 1,
-        tokens=len(rows.input_ids),
-        trained_tokens=count_targets(rows.completion_mask, rows.seq_lengths),
+        rows=batch.num_rows,
+        tokens=len(batch.column("input_ids").values),
+        trained_tokens=trained_tokens,
         bytes=sink.size,
         sha256=sink.sha256.hexdigest(),
         blocks=tuple(sink.blocks),

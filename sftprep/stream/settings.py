@@ -42,6 +42,7 @@ def stream_config(
         "eval_fraction": bool(config.evaluation.eval_fraction),
         "eval_input": bool(config.evaluation.eval_input),
         "eval_split": config.evaluation.eval_split is not None,
+        "layout": config.output.layout != "packs",
     }
     for name, is_set in build_only.items():
         if is_set:

@@ -41,6 +41,8 @@ class RunState:
     """The 0-based epoch of the next step."""
     position: int = -1
     """The position in the epoch at which the next step begins, in packs; -1 in older versions."""
+    packing: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """The settings of packs that are planned while they are read (layout `sequences`), by name."""
     build: str = ""
     """The folder of the shards, for messages; "" for other data, and in older versions."""
     trained_tokens: int = 0
@@ -90,7 +92,7 @@ class RunState:
             folder: The checkpoint, for the message.
 
         Raises:
-            MismatchError: The data, the packs per step or the seed differ.
+            MismatchError: The data, their packing, the packs per step or the seed differ.
         """
         if state.data != self.data:
             raise MismatchError(
@@ -100,6 +102,7 @@ class RunState:
                     f"start a new run without {setting('resume_from_checkpoint')}",
                 ],
             )
+        self._reject_other_packing(state, folder)
         if state.packs_per_step != self.packs_per_step:
             raise MismatchError(
                 f"{folder} was trained with {state.packs_per_step} packs per step, but this run"
@@ -114,6 +117,19 @@ class RunState:
                 remedy=f"use {setting('seed', state.seed)}",
             )
         self._reject_other_order(state, folder)
+
+    def _reject_other_packing(self, state: RunState, folder: str) -> None:
+        for name in sorted(state.packing.keys() | self.packing.keys()):
+            before, now = state.packing.get(name), self.packing.get(name)
+            if before != now:
+                raise MismatchError(
+                    f"{folder} was trained on packs with {setting(name, before)}, but this run has"
+                    f" {setting(name, now)}",
+                    remedy=[
+                        f"use {setting(name, before)}",
+                        f"start a new run from its weights: {setting('model', folder)}",
+                    ],
+                )
 
     def _reject_other_order(self, state: RunState, folder: str) -> None:
         if bool(state.lanes) != bool(self.lanes):

@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import sftprep
 from sftprep.config import BuildConfig, check_local_path
 from sftprep.errors import ConfigError, InputNotFound, SftprepError, setting
 from sftprep.shards import is_finished_build
 from sftprep.stores import is_url
 from sftprep.stream import PackedStream
+from sfttrain.data.inputs import open_build
 
 if TYPE_CHECKING:
     from sfttrain.cli.arguments import RunConfig
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 _HUB_PREFIX = "hf://"
 
 
-def load_run_datasets(run: RunConfig, *, evaluating: bool) -> tuple[Any, Any | None]:
+def load_run_datasets(
+    run: RunConfig, *, evaluating: bool, max_length: int | None = None
+) -> tuple[Any, Any | None]:
     """Load the training data, and the test split of `dataset_name`.
 
     The test split is loaded only if the run evaluates on it.
@@ -29,6 +31,7 @@ def load_run_datasets(run: RunConfig, *, evaluating: bool) -> tuple[Any, Any | N
     Args:
         run: The settings.
         evaluating: Whether the run evaluates.
+        max_length: As for `open_data`.
 
     Returns:
         The training data, and the test split or None.
@@ -39,7 +42,7 @@ def load_run_datasets(run: RunConfig, *, evaluating: bool) -> tuple[Any, Any | N
     """
     name = str(run.data)
     if name != run.dataset_name or os.path.exists(name):
-        return open_data(name), None
+        return open_data(name, max_length), None
     if not name.startswith(_HUB_PREFIX):
         check_local_path(name, setting("dataset_name"))
     splits = _load_from_hub(run)
@@ -49,10 +52,14 @@ def load_run_datasets(run: RunConfig, *, evaluating: bool) -> tuple[Any, Any | N
     return train, _select_split(splits, run.dataset_test_split, "dataset_test_split", name)
 
 
-def open_data(path: str) -> Any:
+def open_data(path: str, max_length: int | None = None) -> Any:
     """Open a folder of packs; return other paths unchanged.
 
     The trainer prepares the records of other paths.
+
+    Args:
+        path: The path or URL.
+        max_length: The requested length of packs that are planned while they are read.
 
     Raises:
         InputNotFound: The path does not exist, and no file matches it as a pattern.
@@ -60,9 +67,9 @@ def open_data(path: str) -> Any:
             be that of a data set with records.
     """
     if path.startswith(_HUB_PREFIX):
-        return sftprep.open_shards(path) if is_finished_build(path) else path
+        return open_build(path, max_length) if is_finished_build(path) else path
     if is_url(path):
-        return sftprep.open_shards(path)
+        return open_build(path, max_length)
     if not os.path.exists(path):
         check_local_path(path, "DIR")
     folder = Path(path).expanduser()
@@ -70,7 +77,7 @@ def open_data(path: str) -> Any:
     if is_finished_build(folder) or (
         folder.is_dir() and not any(_is_data_file(file) for file in folder.iterdir())
     ):
-        return sftprep.open_shards(os.fspath(folder))
+        return open_build(folder, max_length)
     if not (folder.exists() or glob.glob(str(folder))):
         raise InputNotFound(
             f"the file or folder {path} does not exist",

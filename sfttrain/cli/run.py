@@ -221,8 +221,11 @@ def _open_run_data(request: Request) -> _RunData:
     if run.stream:
         train, tokenizer = open_run_stream(run, training, request.model)
     else:
-        train, test_split = load_run_datasets(run, evaluating=is_evaluating)
-    evaluation = open_data(run.eval_data) if run.eval_data else test_split
+        length = training.requested_length
+        train, test_split = load_run_datasets(run, evaluating=is_evaluating, max_length=length)
+    evaluation = test_split
+    if run.eval_data:
+        evaluation = open_data(run.eval_data, training.requested_length)
     if is_evaluating and evaluation is None:
         raise ConfigError(
             "there is nothing to evaluate on",

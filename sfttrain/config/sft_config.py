@@ -299,6 +299,12 @@ class SFTConfig(DeprecatedSettings, TrainingArguments):  # type: ignore[misc]
         },
     )
 
+    @property
+    def requested_length(self) -> int | None:
+        """The `max_length` that the user set; None if it is the default or no limit."""
+        length = self.max_length
+        return None if length is None or isinstance(length, DefaultLength) else int(length)
+
     def __post_init__(self) -> None:
         drop_empty_variables()
         self.transform = to_function_setting(self.transform, setting("transform"))

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+import sftprep
 from sftprep.errors import ConfigError
 from sftprep.shards import is_finished_build
 from sfttrain.data.streaming import is_stream
@@ -27,6 +28,23 @@ def is_packs(source: Any) -> bool:
 def is_build(source: Any) -> bool:
     """Return whether a source is the path of a finished build."""
     return isinstance(source, (str, os.PathLike)) and is_finished_build(source)
+
+
+def open_build(folder: str | os.PathLike[str], max_length: int | None) -> sftprep.Shards:
+    """Open the packs of a build.
+
+    Args:
+        folder: The folder of the build, or its URL.
+        max_length: The requested length of packs, for a build whose packs are planned while they
+            are read (layout `sequences`); None for that of the build.
+
+    Raises:
+        ManifestError: The folder is not a finished build.
+        ShardError: A shard is missing or has another size.
+    """
+    if max_length is None or sftprep.read_manifest(folder).layout == "packs":
+        return sftprep.open_shards(folder)
+    return sftprep.open_shards(folder, max_length=max_length)
 
 
 def to_row_source(source: Any, name: str) -> Any:

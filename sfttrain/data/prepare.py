@@ -41,6 +41,7 @@ from sfttrain.data.inputs import (
     first_row,
     is_build,
     is_packs,
+    open_build,
     select_split,
     to_row_source,
 )
@@ -121,7 +122,9 @@ class DataPreparation:
         if is_packs(source) or is_build(source):
             if self._settings.transform is not None:
                 logger.warning("transform is not applied to %s, which is packed already", name)
-            return cast(PackSource, sftprep.open_shards(source) if is_build(source) else source)
+            if is_build(source):
+                source = open_build(source, self._settings.requested_length)
+            return cast(PackSource, source)
         source = to_row_source(select_split(source, name), name)
         if not isinstance(source, (str, os.PathLike)):
             self._check_transform(source, name)

@@ -62,6 +62,8 @@ class DataSettings:
     """The user's function that makes other records of records."""
     transform_id: str | None = None
     """The name of the present version of the function."""
+    requested_length: int | None = None
+    """The max_length that the user set; None if it is the default or no limit."""
 
     @classmethod
     def from_config(cls, args: Any, tokenizer: Any | None) -> DataSettings:
@@ -116,6 +118,7 @@ class DataSettings:
             ),
             transform=args.transform,
             transform_id=args.transform_id,
+            requested_length=args.requested_length,
         )
 
     def build_settings(self, packing: bool) -> dict[str, Any]:

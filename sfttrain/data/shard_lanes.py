@@ -6,7 +6,8 @@ read every shard. Instead:
 1. The shards are permuted by a hash of the seed and the epoch. Their packs, one shard after the
    other, are the packs in *shard order*.
 2. The packs in shard order are cut into C equal ranges, the *shard lanes*. C is a power of two.
-3. Each lane is cut into windows of 4 shards, and the packs of a window are shuffled.
+3. Each lane is cut into windows of 4 shards, and the packs of a window are shuffled. (In a build of
+   layout `sequences`, a group counts as one shard, and a window is one of them.)
 4. The order takes one pack from each lane in turn: position p is pack p // C of lane p % C.
 
 Lane n is the range whose number has the bits of n in reverse. So any M successive positions, for a
@@ -31,6 +32,9 @@ from numpy.typing import ArrayLike, NDArray
 MOST_LANES = 1024
 WINDOW_SHARDS = 4
 """Shards of a window: at a time, the packs of a lane come from this number of shards."""
+MOST_PLANNED_LANES = 16
+"""The same as `MOST_LANES` for packs that are planned while reading: each lane needs the plan of a
+group in memory."""
 _ROUNDS = 8
 """Rounds of the Feistel network, each of which changes both coordinates of an index. With fewer,
 the permutations of 4 or 5 packs are not equally frequent."""
@@ -53,6 +57,8 @@ class ShardLanes:
     """Packs in each shard: int64 [shards]; a shard may be empty."""
     lanes: int
     """Number of shard lanes, a power of two."""
+    window: int = WINDOW_SHARDS
+    """Shards of a window."""
 
     def __post_init__(self) -> None:
         if self.lanes < 1 or self.lanes & (self.lanes - 1):
@@ -149,9 +155,10 @@ class LaneOrder:
         # 2. Its window: some of the shards of the lane, counted from the first one.
         first = np.searchsorted(ends, lane_start, side="right")
         shard = np.searchsorted(ends, index, side="right")
-        begin = first + (shard - first) // WINDOW_SHARDS * WINDOW_SHARDS
+        window = self._lanes.window
+        begin = first + (shard - first) // window * window
         window_start = np.maximum(lane_start, starts[begin])
-        window_end = np.minimum(lane_end, ends[np.minimum(begin + WINDOW_SHARDS, len(ends)) - 1])
+        window_end = np.minimum(lane_end, ends[np.minimum(begin + window, len(ends)) - 1])
         # 3. Shuffle in the window, and find the pack at that index in shard order.
         keys = self._window_keys(window_start.astype(np.uint64))
         index = window_start + permute(index - window_start, window_end - window_start, keys)

@@ -9,7 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep import Shards
-from sfttrain.data.shard_lanes import LaneOrder, ShardLanes, default_lanes
+from sfttrain.data.shard_lanes import (
+    MOST_PLANNED_LANES,
+    LaneOrder,
+    ShardLanes,
+    default_lanes,
+)
 from sfttrain.data.step_balance import (
     PackCosts,
     assign_packs,
@@ -50,6 +55,9 @@ class BuildOrder:
         packs = [np.frombuffer(group.packs, np.int64) for group in manifest.groups]
         packs_per_shard = np.concatenate([np.zeros(0, np.int64), *packs])
         lanes = ShardLanes(packs_per_shard, default_lanes(len(packs_per_shard)))
+        if manifest.layout == "sequences":  # its packs are read group by group
+            groups = min(MOST_PLANNED_LANES, len(packs_per_shard))
+            lanes = ShardLanes(packs_per_shard, default_lanes(groups), window=1)
         # Builds before version 2.0 have no index with the sizes of their packs.
         costs = PackCosts(shards, packs_per_shard, attention_cost(config))
         return cls(lanes, machines, costs if manifest.has_slices else None)

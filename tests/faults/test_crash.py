@@ -159,6 +159,22 @@ def test_a_killed_replacement_leaves_the_old_build_or_the_new_one(small, tmp_pat
     assert content(tmp_path / "o") == golden
 
 
+def test_a_killed_replacement_of_planned_packs_keeps_the_sequences(small, tmp_path):
+    """Both builds have the same shards, and other numbers of packs."""
+    settings = {"layout": "sequences", "overwrite": True}
+    after = build(small(tmp_path / "golden", max_length=64, **settings)).manifest.digest
+    golden = content(tmp_path / "golden")
+    before = build(small(tmp_path / "o", **settings)).manifest.digest
+    assert before != after
+    kill_before_each_change(
+        tmp_path / "o",
+        before,
+        after,
+        lambda: build(small(tmp_path / "o", max_length=64, **settings)),
+    )
+    assert content(tmp_path / "o") == golden
+
+
 def test_a_kill_after_a_kill_at_every_moment_still_ends_in_the_same_bytes(small, tmp_path):
     build(small(tmp_path / "golden"))
     golden = content(tmp_path / "golden")

@@ -14,9 +14,10 @@ import numpy as np
 
 from sftprep.core.ragged import to_offsets
 from sftprep.shards.group import Group, GroupEntry, InputInfo, ShardInfo
+from sftprep.shards.json_fields import seal
 from sftprep.shards.layout import GROUP_FOLDER, MANIFEST_NAME, SHARD_FOLDER, group_path
 from sftprep.shards.ledger import Ledger
-from sftprep.shards.manifest import FORMAT_VERSION, Manifest, seal
+from sftprep.shards.manifest import FORMAT_VERSION, Manifest
 from sftprep.shards.pack_index import PackIndex, write_index
 from sftprep.shards.writer import ShardRows, write_shard
 

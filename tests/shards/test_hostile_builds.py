@@ -22,7 +22,7 @@ from sftprep.shards.layout import (
     rejected_path,
 )
 from sftprep.shards.manifest import read_manifest
-from sftprep.shards.reader import open_shards
+from sftprep.shards.reading.open_build import open_shards
 from tests.shards.builds import rewritten, write_build
 from tests.support import at_most
 

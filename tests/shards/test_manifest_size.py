@@ -92,7 +92,7 @@ def test_the_expected_size_of_the_file_of_a_group_is_an_upper_bound(inputs, rows
         group = Group("0" * 16, "0", 1, infos, Ledger(), {}, {}, {}, {}, 0, shards, "0", "2.0")
         return len(group.to_json())
 
-    sizes = group_sizes(inputs, {}, len(rows), sum(rows))
+    sizes = group_sizes(inputs, {}, len(rows), sum(rows) // 64)
     known = sum(sizes.values()) - sizes["others"]
     found = size(tuple(inputs), shards) - size((), ())
     assert found <= known
@@ -122,18 +122,18 @@ def test_large_parts_of_a_manifest_are_named_with_their_remedies(
 
 
 @pytest.mark.parametrize(
-    ("source", "shards", "packs", "what", "remedy"),
+    ("source", "shards", "blocks", "what", "remedy"),
     [
         ("x" * 200_000, 1, 1, "the names of the sources", "a short name"),
-        ("", 6_000, 6_000, "the entries of the shards", "shard_tokens"),
-        ("", 6, 2_000_000, "the entries of the shards", "shard_tokens"),
+        ("", 6_000, 94, "the entries of the shards", "shard_tokens"),
+        ("", 6, 31_250, "the entries of the shards", "shard_tokens"),
     ],
 )
 def test_large_parts_of_a_group_are_named_with_their_remedies(
-    monkeypatch, source, shards, packs, what, remedy
+    monkeypatch, source, shards, blocks, what, remedy
 ):
     monkeypatch.setattr(manifest_module, "LARGEST_MANIFEST", 1 << 20)
     inputs = [InputInfo("a", 0, "", "", 0, 0, source=source)] * 10
     with pytest.raises(ConfigError, match=f"the largest parts are {what}") as caught:
-        check_group_size(inputs, {}, shards, packs)
+        check_group_size(inputs, {}, shards, blocks)
     assert remedy in caught.value.remedy

@@ -13,7 +13,7 @@ from sftprep.errors import ShardError
 from sftprep.pipeline.verify import verify
 from sftprep.shards.layout import GROUP_FOLDER
 from sftprep.shards.pack_index import PackIndex
-from sftprep.shards.reader import open_shards
+from sftprep.shards.reading.open_build import open_shards
 from tests.shards.builds import write_build
 from tests.shards.test_golden_builds import GOLDEN
 

@@ -15,7 +15,7 @@ from sftprep.shards.group import Group, InputInfo
 from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import read_manifest
-from sftprep.shards.reader import open_shards
+from sftprep.shards.reading.open_build import open_shards
 from sftprep.shards.writer import count_targets
 from tests.shards.builds import rewritten, write_build
 

@@ -14,7 +14,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from sftprep.core.atomic_write import create_folder
-from sftprep.core.hashing import digest, hash64
+from sftprep.core.hashing import digest
 from sftprep.packing.strategies import SMALL, pack_lengths
 from sftprep.pipeline.executors.base import Executor, map_checked
 from sftprep.pipeline.executors.local import InProcess
@@ -41,7 +41,13 @@ from sftprep.pipeline.groups.selection import (
 )
 from sftprep.pipeline.groups.task import EvaluationPart, GroupDone, GroupTask
 from sftprep.pipeline.passes.sequence_stats import describe_lengths, sum_exact_lengths
-from sftprep.pipeline.passes.shard_pass import Progress, WrittenPacks, write_packs
+from sftprep.pipeline.passes.shard_pass import (
+    Progress,
+    ShardPlace,
+    WrittenShards,
+    write_packs,
+    write_whole_sequences,
+)
 from sftprep.pipeline.passes.tokenize_pass import (
     PartitionResult,
     TokenizeTask,
@@ -54,7 +60,8 @@ from sftprep.shards.layout import GROUP_FOLDER, SHARD_FOLDER, raw_rejected_name
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import FORMAT_VERSION
 from sftprep.shards.manifest_size import check_group_size
-from sftprep.shards.pack_index import write_index
+from sftprep.shards.pack_index import write_index_content
+from sftprep.shards.reading.group_plan import order_seed
 from sftprep.sources.partition import cut
 from sftprep.version import __version__
 
@@ -275,20 +282,21 @@ def write_group(
         check_rejected(ledger, [rejected], config)
         check_not_empty(ledger, infos, [rejected], config.format, evaluation=split.evaluation)
     lengths = _count_lengths(task, split, infos)
-    packs = write_packs(
-        split,
-        config,
-        limit.max_length,
-        task.staging / SHARD_FOLDER / key,
-        task.settings.work,
-        executor,
-        progress,
-        partial(check_group_size, infos, lengths),
-        seed=hash64(config.pack.seed, int(records[:16], 16)),
+    place = ShardPlace(
+        folder=task.staging / SHARD_FOLDER / key,
+        spills=task.settings.work,
+        check_size=partial(check_group_size, infos, lengths),
     )
+    source = _digest_source(task, split, recipe_keys)
+    if config.output.layout == "sequences":
+        shards = write_whole_sequences(split, config, place, executor, progress)
+    else:
+        seed = order_seed(config.pack.seed, source)
+        shards = write_packs(split, config, limit.max_length, place, executor, progress, seed=seed)
     create_folder(task.staging / GROUP_FOLDER)
-    index_digest = write_index(task.staging, key, packs.index)
-    group = _describe_group(task, split, infos, ledger, packs, key, index_digest, lengths)
+    index_digest = write_index_content(task.staging, key, shards.index)
+    group = _describe_group(task, split, infos, ledger, shards, key, lengths)
+    group = dataclasses.replace(group, index_digest=index_digest, records=source)
     return WrittenGroup(group.to_json().decode(), find_digest(rejected))
 
 
@@ -297,9 +305,8 @@ def _describe_group(
     split: BuildSplit,
     infos: tuple[InputInfo, ...],
     ledger: Ledger,
-    packs: WrittenPacks,
+    shards: WrittenShards,
     key: str,
-    index_digest: str,
     lengths: dict[str, Any],
 ) -> Group:
     limit = task.settings.limit
@@ -310,15 +317,14 @@ def _describe_group(
         inputs=infos,
         accounting=ledger,
         **lengths,
-        plan=_describe_plan(packs, ledger.sequences),
+        plan=_describe_plan(shards, ledger.sequences),
         template=count_rendering(part.counts for part in split.parts),
-        max_id=packs.max_id,
+        max_id=shards.max_id,
         shards=tuple(
-            dataclasses.replace(shard, name=f"{key}/{shard.name}") for shard in packs.shards
+            dataclasses.replace(shard, name=f"{key}/{shard.name}") for shard in shards.shards
         ),
         sftprep_version=__version__,
         format_version=FORMAT_VERSION,
-        index_digest=index_digest,
     )
 
 
@@ -343,6 +349,8 @@ def _count_lengths(
 
 def _digest_config(task: GroupTask) -> str:
     config = task.settings.config
+    if config.output.layout == "sequences":
+        return digest("sequences", config.output.shard_tokens)
     return digest(
         task.settings.limit.max_length,
         dataclasses.asdict(config.pack),
@@ -362,13 +370,23 @@ def _digest_records(task: GroupTask, split: BuildSplit, recipe_keys: tuple[str, 
     return digest(recipe_keys, contents, take, task.occurrence)
 
 
-def _describe_plan(packs: WrittenPacks, sequences: int) -> dict[str, Any]:
-    plan = packs.plan
+def _digest_source(task: GroupTask, split: BuildSplit, recipe_keys: tuple[str, ...]) -> str:
+    """Return the digest of the records of a group, whatever is selected and cut."""
+    contents: list[list[str]] = [[] for _ in recipe_keys]
+    for part in split.parts:
+        contents[part.partition.input].append(part.content)
+    return digest(recipe_keys, contents, task.occurrence)
+
+
+def _describe_plan(shards: WrittenShards, sequences: int) -> dict[str, Any]:
+    plan, order = shards.plan, shards.order
+    if plan is None or order is None:
+        return {"cuts": 0}
     return {
         "packs": plan.num_bins,
         "fill": round(plan.fill, 6),
         "digest": xxhash.xxh3_128_hexdigest(
-            np.concatenate((plan.members, plan.offsets, packs.order)).astype("<i8").tobytes()
+            np.concatenate((plan.members, plan.offsets, order)).astype("<i8").tobytes()
         ),
         "cuts": 0 if plan.starts is None else len(plan.starts) - sequences,
     }

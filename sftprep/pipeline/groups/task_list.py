@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sftprep.config.build import BuildConfig, SourceConfig
+from sftprep.config.build import BuildConfig, PackConfig, SourceConfig
 from sftprep.config.passed_functions import PassedFunction
 from sftprep.errors import ConfigError, setting
 from sftprep.pipeline.groups.selection import request_stats
 from sftprep.pipeline.groups.task import GroupInput, GroupSettings, GroupTask
+from sftprep.pipeline.passes.overlong import NO_LIMIT
 from sftprep.pipeline.passes.plan_pass import lane_block
 from sftprep.pipeline.prepare.inputs import absolute_path
 from sftprep.pipeline.prepare.setup import Setup
@@ -42,10 +43,16 @@ def make_tasks(
     is_alone = not is_far and config.output.part is None
     # The settings without the names of the inputs, of which there may be a million.
     evaluation = dataclasses.replace(config.evaluation, eval_input=())
+    limit = setup.limit
+    if config.output.layout == "sequences":
+        # The files of a group depend on no setting that readers may change. The seed also selects
+        # the records of a mixture.
+        config = dataclasses.replace(config, pack=PackConfig(seed=config.pack.seed))
+        limit = dataclasses.replace(limit, max_length=NO_LIMIT, overlong="keep")
     settings = GroupSettings(
         config=dataclasses.replace(config, source=SourceConfig(), evaluation=evaluation),
         entries=tuple(dataclasses.replace(entry, inputs=()) for entry in setup.entries),
-        limit=setup.limit,
+        limit=limit,
         stats=request_stats(config, setup.entries),
         lane_block=lane_block(config, sources),
         slice_bytes=slice_bytes(config.output.group_bytes),

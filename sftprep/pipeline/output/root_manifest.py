@@ -24,9 +24,12 @@ from sftprep.pipeline.prepare.manifest_fields import (
 from sftprep.pipeline.prepare.setup import Setup
 from sftprep.recipe import describe_functions
 from sftprep.shards.group import Group, GroupEntry, read_group
-from sftprep.shards.layout import EVAL_FOLDER, rejected_path
+from sftprep.shards.layout import EVAL_FOLDER, index_path, rejected_path
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import Manifest, SourceInfo
+from sftprep.shards.reading.pack_settings import PackSettings
+from sftprep.shards.reading.planned_shards import with_totals
+from sftprep.shards.sequences.index import SequenceIndex, read_sequence_index
 from sftprep.version import __version__
 
 
@@ -35,6 +38,7 @@ def make_manifest(
     setup: Setup,
     groups: Iterable[tuple[str, str]],
     staging: Path,
+    final: Path,
     *,
     evaluation: bool,
 ) -> Manifest:
@@ -47,6 +51,7 @@ def make_manifest(
         setup: Its setup.
         groups: The key of each group and the digest of its file, in order.
         staging: The folder with the files of the groups.
+        final: The folder of the build, with those that have not changed since the previous one.
         evaluation: Whether it is the evaluation build.
 
     Raises:
@@ -59,7 +64,7 @@ def make_manifest(
         group = read_group(staging, key, file_digest, keep=False)
         totals.add_new(group, file_digest, staging)
     facts = manifest_facts(recipe, setup.encoder)
-    return Manifest(
+    manifest = Manifest(
         config={
             **manifest_settings(config, names),
             "max_length": setup.limit.max_length,
@@ -85,7 +90,19 @@ def make_manifest(
         lengths=totals.lengths,
         functions=describe_functions(setup.recipes),
         folder=staging,
+        layout=config.output.layout,
     )
+    return _count_packs(manifest, staging, final) if manifest.layout == "sequences" else manifest
+
+
+def _count_packs(manifest: Manifest, staging: Path, final: Path) -> Manifest:
+    """Return the manifest with the numbers of packs that readers plan with its settings."""
+
+    def read_index(group: Group) -> SequenceIndex:
+        is_staged = (staging / index_path(group.key)).exists()
+        return read_sequence_index(staging if is_staged else final, group)
+
+    return with_totals(manifest, PackSettings.of_build(manifest), read_index)
 
 
 def link_evaluation(manifest: Manifest, evaluation: Manifest | None) -> Manifest:
@@ -148,9 +165,9 @@ class Totals:
         self.counts.update(group.accounting.to_counts())
         self.template.update(group.template)
         self.lengths = sum_lengths(self.lengths, group.lengths)
-        self.packs += group.rows
-        self.tokens += group.tokens
-        self.trained_tokens += group.trained_tokens
+        self.packs += sum(entry.packs)
+        self.tokens += entry.tokens
+        self.trained_tokens += entry.trained_tokens
         self.cuts += group.plan["cuts"]
         self.max_id = max(self.max_id, -1 if group.max_id is None else group.max_id)
         for shard in group.shards:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,11 @@ from numpy.typing import NDArray
 from sftprep.config.validation import TruncateSide
 from sftprep.core.mask_arrays import TargetRuns
 from sftprep.core.types import Rejected
+from sftprep.packing.cut import SequenceRanges, drop, split, truncate
 from sftprep.sources.readers.jsonl import add_excerpts
+
+NO_LIMIT = 2**31 - 1
+"""The largest length of a sequence that can be stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,24 +71,6 @@ class Sequences(Protocol):
         """The rejected records."""
 
 
-class SequenceRanges(NamedTuple):
-    """Ranges of tokens of sequences, in the order of the sequences.
-
-    Attributes:
-        rows: int64 [m]; the index of the sequence of each range.
-        starts: int64 [m]; its first token in that sequence.
-        lengths: int64 [m]; its number of tokens.
-    """
-
-    rows: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-
-    def select(self, is_selected: NDArray[np.bool_]) -> SequenceRanges:
-        """Return some of the ranges."""
-        return SequenceRanges(*(values[is_selected] for values in self))
-
-
 @dataclass(frozen=True, slots=True)
 class FittedSequences:
     """The ranges of a partition used by a build or a stream.
@@ -122,7 +108,7 @@ def fit_lengths(
     tokens, trained = int(offsets[-1]), targets.total
     counts.update(tokens_in=tokens, trained_in=trained)
     # 1. Cut what is too long.
-    ranges = SequenceRanges(np.arange(len(lengths)), np.zeros(len(lengths), np.int64), lengths)
+    ranges = SequenceRanges.whole(lengths)
     is_cut = limit.overlong != "keep" and bool((lengths > limit.max_length).any())
     if is_cut:
         ranges = OVERLONG[limit.overlong](lengths, sequences.line_of, limit, counts, rejected)
@@ -179,11 +165,9 @@ def _truncate(
     rejected: list[Rejected],
 ) -> SequenceRanges:
     """Cut each overlong sequence at one end."""
-    kept = np.minimum(lengths, limit.max_length)
-    cut = lengths - kept
-    counts["truncated"] = int(np.count_nonzero(cut))
-    starts = cut if limit.truncate_side == "left" else np.zeros_like(cut)
-    return SequenceRanges(np.arange(len(lengths)), starts, kept)
+    ranges = truncate(lengths, limit.max_length, limit.truncate_side)
+    counts["truncated"] = int(np.count_nonzero(ranges.lengths < lengths))
+    return ranges
 
 
 def _split(
@@ -193,17 +177,10 @@ def _split(
     counts: Counter[str],
     rejected: list[Rejected],
 ) -> SequenceRanges:
-    """Split overlong sequences into ranges of `max_length` tokens and a shorter one.
-
-    The rule is that of `bfd_split` in TRL 1.16.
-    """
-    number = np.maximum(1, -(-lengths // limit.max_length))
-    # For each range: the index of its sequence, and its first token in that sequence.
-    rows = np.repeat(np.arange(len(number)), number)
-    first_range = np.repeat(np.cumsum(number) - number, number)
-    starts = (np.arange(len(rows)) - first_range) * limit.max_length
-    counts["extra.split"] = len(rows) - len(number)
-    return SequenceRanges(rows, starts, np.minimum(lengths[rows] - starts, limit.max_length))
+    """Split overlong sequences into ranges of `max_length` tokens and a shorter one."""
+    ranges = split(lengths, limit.max_length, limit.truncate_side)
+    counts["extra.split"] = len(ranges.rows) - len(lengths)
+    return ranges
 
 
 def _drop(
@@ -214,9 +191,9 @@ def _drop(
     rejected: list[Rejected],
 ) -> SequenceRanges:
     """Leave out each overlong sequence."""
-    kept = np.flatnonzero(lengths <= limit.max_length)
-    counts["dropped.overlong"] = len(lengths) - len(kept)
-    return SequenceRanges(kept, np.zeros_like(kept), lengths[kept])
+    ranges = drop(lengths, limit.max_length, limit.truncate_side)
+    counts["dropped.overlong"] = len(lengths) - len(ranges.rows)
+    return ranges
 
 
 def _reject(

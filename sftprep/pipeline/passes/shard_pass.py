@@ -1,16 +1,18 @@
 """Pass 3: gather the sequences of packs from the spills into shards.
 
-The driver (`write_packs`) plans the packs, shuffles them and cuts them into shards; a worker
-(`write_one_shard`) gathers the sequences of one shard.
+The driver plans the packs, shuffles them and cuts them into shards (`write_packs`); a worker
+gathers the sequences of one shard (`shard_task.py`). For layout `sequences`, nothing is planned or
+shuffled, and the rows of the shards are the sequences in the order of the input
+(`write_whole_sequences`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +20,18 @@ from numpy.typing import NDArray
 from sftprep.config.build import BuildConfig
 from sftprep.core.atomic_write import create_folder
 from sftprep.core.hashing import seeded_permutation
-from sftprep.core.ragged import Ragged, to_offsets
 from sftprep.core.types import Flag
 from sftprep.errors import ConfigError, setting
-from sftprep.packing.strategies import PackPlan
+from sftprep.packing.strategies import PackPlan, pack_lengths
 from sftprep.pipeline.executors.base import Executor, map_checked
 from sftprep.pipeline.passes.plan_pass import plan_packs
-from sftprep.pipeline.passes.spill import map_spill, spill_path
+from sftprep.pipeline.passes.shard_task import ShardTask, WrittenShard, write_one_shard
+from sftprep.pipeline.passes.spill import spill_path
 from sftprep.shards.group import ShardInfo
 from sftprep.shards.pack_index import PackIndex
-from sftprep.shards.schema import ORIGIN_BITS
-from sftprep.shards.writer import ShardRows, write_shard
+from sftprep.shards.schema import BLOCK_PACKS
+from sftprep.shards.sequences.index import index_bytes
+from sftprep.shards.sequences.schema import BLOCK_TOKENS
 
 if TYPE_CHECKING:  # workers do not need the modules that it imports
     from sftprep.pipeline.groups.selection import BuildSplit
@@ -42,47 +45,58 @@ _MOST_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class WrittenPacks:
-    """The packs of a split, and their shards.
+class WrittenShards:
+    """The shards of a split.
 
     Attributes:
-        plan: The plan.
-        order: int64 [packs]; the numbers of the packs in the order in which they are stored.
         shards: The shards.
         max_id: The highest token id; None without a token.
-        index: The sizes of the packs, in the order in which they are stored.
+        index: The content of the index of the group.
+        plan: The plan of the packs, in layout `packs`.
+        order: int64 [packs]; the numbers of the packs in the order in which they are stored.
     """
 
-    plan: PackPlan
-    order: NDArray[np.int64]
     shards: tuple[ShardInfo, ...]
     max_id: int | None
-    index: PackIndex
+    index: bytes
+    plan: PackPlan | None = None
+    order: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardPlace:
+    """Where the shards of a group are written, and from what.
+
+    Attributes:
+        folder: The folder of the shards.
+        spills: The folder of the spills.
+        check_size: Called with the number of shards and of blocks before the first one is written.
+    """
+
+    folder: Path
+    spills: Path
+    check_size: Callable[[int, int], None]
 
 
 def write_packs(
     split: BuildSplit,
     config: BuildConfig,
     max_length: int,
-    folder: Path,
-    spills: Path,
+    place: ShardPlace,
     executor: Executor,
     progress: Progress,
-    check_size: Callable[[int, int], None],
     *,
     seed: int,
-) -> WrittenPacks:
+) -> WrittenShards:
     """Plan the packs of a group and write its shards.
 
     Args:
         split: The split.
         config: The settings of the build.
         max_length: The capacity of a pack, in tokens.
-        folder: The folder of the shards.
-        spills: The folder of the spills.
+        place: Where the shards are written.
         executor: The executor for the shards.
         progress: The progress callback.
-        check_size: Called with the number of shards and of packs before the first one is written.
         seed: The seed of the order of the packs.
 
     Raises:
@@ -91,27 +105,64 @@ def write_packs(
     """
     plan = plan_packs(split.parts, config, max_length, split.take)
     if not plan.num_bins:
-        return WrittenPacks(plan, np.arange(0), (), None, PackIndex.concatenate([]))
+        return WrittenShards((), None, PackIndex.concatenate([]).to_bytes(), plan, np.arange(0))
     if config.pack.order == "keep":
         order = np.arange(plan.num_bins)
     else:
         # Best-fit decreasing opens packs in the order of length, so packs are shuffled.
         order = seeded_permutation(plan.num_bins, seed)
-    create_folder(folder)
-    tasks = _ShardTasks(split, plan, order, config, max_length, folder, spills)
-    check_size(len(tasks), plan.num_bins)
-    shards: dict[int, _WrittenShard] = {}
+    tasks = _ShardTasks(split, plan, order, config, max_length, place)
+    place.check_size(len(tasks), plan.num_bins // BLOCK_PACKS)
+    shards = _write_shards(tasks, place, executor, progress)
+    index = PackIndex.concatenate(shard.sizes for shard in shards)  # type: ignore[misc]
+    return _written(shards, index.to_bytes(), plan, order)
+
+
+def write_whole_sequences(
+    split: BuildSplit,
+    config: BuildConfig,
+    place: ShardPlace,
+    executor: Executor,
+    progress: Progress,
+) -> WrittenShards:
+    """Write the shards of a group in layout `sequences`: each sequence once, uncut, in order.
+
+    The arguments and errors are those of `write_packs`.
+    """
+    lengths = np.concatenate([np.zeros(0, np.int32), *(part.lengths for part in split.parts)])
+    copies = np.ones(len(lengths), np.int32)
+    if split.take is not None:
+        copies = np.bincount(split.take, minlength=len(lengths)).astype(np.int32)
+        split = replace(split, take=np.flatnonzero(copies))
+        lengths, copies = lengths[split.take], copies[split.take]
+    if not len(lengths):
+        return WrittenShards((), None, index_bytes([]))
+    rows = pack_lengths(lengths, int(lengths.max()), "none")
+    tasks = _ShardTasks(split, rows, np.arange(len(lengths)), config, 0, place, copies)
+    place.check_size(len(tasks), int(lengths.sum(dtype=np.int64)) // BLOCK_TOKENS)
+    shards = _write_shards(tasks, place, executor, progress)
+    return _written(shards, index_bytes(shard.sizes for shard in shards))  # type: ignore[misc]
+
+
+def _write_shards(
+    tasks: _ShardTasks, place: ShardPlace, executor: Executor, progress: Progress
+) -> list[WrittenShard]:
+    create_folder(place.folder)
+    shards: dict[int, WrittenShard] = {}
     for shard in map_checked(executor, write_one_shard, tasks):
         shards[shard.index] = shard
         progress("write", len(shards), len(tasks))
-    written = [shards[number] for number in range(len(shards))]
-    return WrittenPacks(
-        plan,
-        order,
-        shards=tuple(shard.info for shard in written),
-        max_id=max(shard.max_id for shard in written),
-        index=PackIndex.concatenate(shard.packs for shard in written),
-    )
+    return [shards[number] for number in range(len(shards))]
+
+
+def _written(
+    shards: list[WrittenShard],
+    index: bytes,
+    plan: PackPlan | None = None,
+    order: NDArray[np.int64] | None = None,
+) -> WrittenShards:
+    infos = tuple(shard.info for shard in shards)
+    return WrittenShards(infos, max(shard.max_id for shard in shards), index, plan, order)
 
 
 class _ShardTasks:
@@ -124,16 +175,13 @@ class _ShardTasks:
         order: NDArray[np.int64],
         config: BuildConfig,
         max_length: int,
-        folder: Path,
-        spills: Path,
+        place: ShardPlace,
+        copies: NDArray[np.int32] | None = None,
     ) -> None:
-        self._parts, self._folder, self._spills = split.parts, folder, spills
+        self._parts, self._place, self._copies = split.parts, place, copies
         self._max_length, self._position_ids = max_length, config.output.position_ids
         # 1. The members of the plan in the order in which packs are stored.
-        pack_sizes = np.diff(plan.offsets)[order]
-        begins = plan.offsets[:-1][order]
-        shift = begins - (np.cumsum(pack_sizes) - pack_sizes)
-        members_in_order = np.arange(int(pack_sizes.sum())) + np.repeat(shift, pack_sizes)
+        members_in_order, pack_offsets = plan.members_in(order)
         members = plan.members[members_in_order]
         # 2. The sequence of each member, as an index into all sequences of the partitions.
         self._members = members if split.take is None else split.take[members]
@@ -159,7 +207,7 @@ class _ShardTasks:
         self._has_weights = any(part.has_weights for part in split.parts)
         self._flags = self._member_flags(split, members, lengths)
         # 5. The packs of each shard.
-        self._pack_ends = np.cumsum(pack_sizes)
+        self._pack_ends = pack_offsets[1:]
         token_ends = np.cumsum(self._sizes, dtype=np.int64)[self._pack_ends - 1]
         self._offsets = _shard_offsets(token_ends, config.output.shard_tokens)
 
@@ -198,9 +246,10 @@ class _ShardTasks:
             used_parts, spill = np.unique(self._part_of[members], return_inverse=True)
             yield ShardTask(
                 index=index,
-                shard_folder=self._folder,
+                shard_folder=self._place.folder,
                 spills=tuple(
-                    spill_path(self._spills, self._parts[part].key) for part in used_parts.tolist()
+                    spill_path(self._place.spills, self._parts[part].key)
+                    for part in used_parts.tolist()
                 ),
                 spill=spill.astype(np.int32),
                 row=self._row[members],
@@ -213,6 +262,7 @@ class _ShardTasks:
                 # In all shards or in none, so that they can be read as one table.
                 loss_weights=self._has_weights,
                 flags=self._flags[begin:end],
+                copies=None if self._copies is None else self._copies[begin:end],
             )
 
 
@@ -259,135 +309,3 @@ def _shard_offsets(token_ends: NDArray[np.int64], shard_tokens: int | None) -> l
                 remedy=f"lower {setting('shard_tokens')}",
             )
     return offsets
-
-
-# --- in the workers -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class ShardTask:
-    """Pass 3 for one shard: its sequences, in order.
-
-    Attributes:
-        index: The number of the shard.
-        shard_folder: The folder of the shards.
-        spills: The spills that the shard needs.
-        spill: int32 [sequences]; the index of the spill of each sequence in `spills`.
-        row: int32 [sequences]; the row of each sequence in its spill.
-        seq_lengths: int32 [sequences]; the number of tokens of each sequence.
-        slices: [spills]; the number of each spill's partition among those of the build.
-        pack_offsets: int64 [packs + 1]; the first sequence of each pack.
-        max_length: The capacity of a pack, in tokens.
-        position_ids: Whether to store position ids.
-        flags: uint8 [sequences]; the flags of each sequence.
-        starts: int64 [sequences]; the first token of each sequence in its row; None if all are 0.
-        loss_weights: Whether the build has the column of loss weights.
-    """
-
-    index: int
-    shard_folder: Path
-    spills: tuple[Path, ...]
-    spill: NDArray[np.int32]
-    row: NDArray[np.int32]
-    seq_lengths: NDArray[np.int32]
-    slices: NDArray[np.int32]
-    pack_offsets: NDArray[np.int64]
-    max_length: int
-    position_ids: bool
-    flags: NDArray[np.uint8]
-    starts: NDArray[np.int64] | None = None
-    loss_weights: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _WrittenShard:
-    """A finished shard."""
-
-    index: int
-    info: ShardInfo
-    max_id: int  # the highest token id in it
-    packs: PackIndex
-
-
-def write_one_shard(task: ShardTask) -> _WrittenShard:
-    """Gather the sequences of a shard from the spills, and write it.
-
-    Only one spill is mapped at a time, so that the resident memory of a worker does not follow the
-    size of the corpus. So sequences are gathered twice: by spill, and in the order of the shard.
-
-    Raises:
-        StorageError: The shard cannot be written.
-    """
-    # 1. Sort the sequences by spill. Those of spill k are by_spill[bounds[k]:bounds[k + 1]].
-    by_spill = np.argsort(task.spill, kind="stable")
-    bounds = np.searchsorted(task.spill[by_spill], np.arange(len(task.spills) + 1))
-    offsets = to_offsets(task.seq_lengths[by_spill].astype(np.int64))
-    ids = np.empty(int(offsets[-1]), dtype=np.int32)
-    # A spill without these columns has their default.
-    mask = np.ones(len(ids), dtype=np.uint8)
-    weights = np.ones(len(ids), dtype=np.float32) if task.loss_weights else None
-    origin = np.empty(len(by_spill), dtype=np.int64)
-    # 2. Gather the sequences, spill after spill.
-    for number, path in enumerate(task.spills):
-        sequences = by_spill[bounds[number] : bounds[number + 1]]
-        spill = map_spill(path)
-        rows = task.row[sequences]
-        origin[sequences] = spill.line_of[rows] + (int(task.slices[number]) << ORIGIN_BITS)
-        tokens = slice(offsets[bounds[number]], offsets[bounds[number + 1]])
-        starts = 0 if task.starts is None else task.starts[sequences]
-        begins = spill.offsets[rows].astype(np.int64) + starts
-        ranges = _ColumnRanges.from_begins(begins, task.seq_lengths[sequences])
-        columns = (
-            (spill.input_ids, ids),
-            (spill.completion_mask, mask),
-            (spill.loss_weights, weights),
-        )
-        for values, column in columns:
-            if values is not None and column is not None:
-                column[tokens] = ranges.gather(values)
-    if weights is not None:
-        weights *= mask  # a spill without weights has the weight 1 where a token is trained
-    # 3. Bring them into the order of the shard.
-    position_of = np.argsort(by_spill)
-    shard = ShardRows(
-        Ragged(ids, offsets).take(position_of).values,
-        (mask if mask.all() else Ragged(mask, offsets).take(position_of).values).view(np.bool_),
-        task.seq_lengths,
-        origin,
-        task.pack_offsets,
-        task.flags,
-        None if weights is None else Ragged(weights, offsets).take(position_of).values,
-    )
-    info = write_shard(
-        task.shard_folder,
-        task.index,
-        shard,
-        max_length=task.max_length,
-        position_ids=task.position_ids,
-    )
-    index = PackIndex.of(shard.completion_mask, shard.seq_lengths, shard.pack_offsets)
-    return _WrittenShard(task.index, info, int(ids.max()), index)
-
-
-class _ColumnRanges(NamedTuple):
-    """Ranges of values of a column, in gathering order.
-
-    Attributes:
-        bounds: int64 [2 m]; the distinct ranges in the order of the column: first, last + 1 ...
-        bound_of: int64 [n]; the index of the first bound of each range.
-    """
-
-    bounds: NDArray[np.int64]
-    bound_of: NDArray[np.int64]
-
-    @classmethod
-    def from_begins(cls, begins: NDArray[np.int64], lengths: NDArray[np.int32]) -> _ColumnRanges:
-        """Return ranges without overlaps; one range may occur several times."""
-        distinct, index, range_of = np.unique(begins, return_index=True, return_inverse=True)
-        bounds = np.stack((distinct, distinct + lengths[index]), axis=1)
-        return cls(bounds.reshape(-1), 2 * range_of)
-
-    def gather(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return the values of the ranges, concatenated."""
-        # Every second segment is a gap between two ranges.
-        return Ragged(values, self.bounds).take(self.bound_of).values

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from sftprep.core.hashing import digest
 from sftprep.core.mask_arrays import find_targets
 from sftprep.core.types import Flag, Rejected, TokenBatch
-from sftprep.pipeline.passes.overlong import LengthLimit, SequenceRanges, fit_lengths
+from sftprep.packing.cut import SequenceRanges
+from sftprep.pipeline.passes.overlong import LengthLimit, fit_lengths
 from sftprep.pipeline.passes.preprocess import Preprocessor, begin_preprocess
 from sftprep.pipeline.passes.sequence_stats import (
     SequenceStats,

@@ -29,7 +29,7 @@ def find_value_problems(
     """
     yield from _find_row_problems(batch, first, manifest)
     origin = numpy_view(batch.column("origin").values)
-    if (wrong := np.flatnonzero(~_are_lines(origin, group, manifest))).size:
+    if (wrong := np.flatnonzero(~are_lines(origin, group, manifest))).size:
         offsets = numpy_view(batch.column("origin").offsets)
         row = first + int(np.searchsorted(offsets, wrong[0], side="right")) - 1
         yield f"row {row}: origin {origin[wrong[0]]} is not a line of the inputs"
@@ -38,8 +38,6 @@ def find_value_problems(
 def _find_row_problems(batch: pa.RecordBatch, first: int, manifest: Manifest) -> Iterator[str]:
     """Yield the problems with ids, lengths, weights and positions."""
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-    ids = numpy_view(columns["input_ids"].values)
-    mask = numpy_view(columns["completion_mask"].values)
     seq_lengths = numpy_view(columns["seq_lengths"].values)
     token_offsets = numpy_view(columns["input_ids"].offsets).astype(np.int64)
     pack_offsets = numpy_view(columns["seq_lengths"].offsets).astype(np.int64)
@@ -58,7 +56,23 @@ def _find_row_problems(batch: pa.RecordBatch, first: int, manifest: Manifest) ->
             f" {manifest.max_length}"
         )
 
-    # Values of each token.
+    yield from find_token_problems(batch, first, manifest)
+    if "position_ids" in columns:
+        stored = numpy_view(columns["position_ids"].values)
+        expected = make_position_ids(seq_lengths, position_dtype(manifest.max_length))
+        if not np.array_equal(stored, expected):
+            yield "position_ids do not restart at 0 with each sequence"
+
+
+def find_token_problems(batch: pa.RecordBatch, first: int, manifest: Manifest) -> Iterator[str]:
+    """Yield the problems with the values of each token of a block, of any layout.
+
+    The arguments are those of `find_value_problems`.
+    """
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    ids = numpy_view(columns["input_ids"].values)
+    mask = numpy_view(columns["completion_mask"].values)
+    token_offsets = numpy_view(columns["input_ids"].offsets).astype(np.int64)
     if "loss_weights" in columns:
         weights = numpy_view(columns["loss_weights"].values)
         if not (np.isfinite(weights).all() and ((weights > 0) == mask).all()):
@@ -68,14 +82,9 @@ def _find_row_problems(batch: pa.RecordBatch, first: int, manifest: Manifest) ->
     elif (wrong := np.flatnonzero(ids >= vocab_size)).size:
         row = first + int(np.searchsorted(token_offsets, wrong[0], side="right")) - 1
         yield f"row {row}: id {ids[wrong[0]]} is outside the vocabulary of {vocab_size}"
-    if "position_ids" in columns:
-        stored = numpy_view(columns["position_ids"].values)
-        expected = make_position_ids(seq_lengths, position_dtype(manifest.max_length))
-        if not np.array_equal(stored, expected):
-            yield "position_ids do not restart at 0 with each sequence"
 
 
-def _are_lines(origin: NDArray[np.int64], group: Group, manifest: Manifest) -> NDArray[np.bool_]:
+def are_lines(origin: NDArray[np.int64], group: Group, manifest: Manifest) -> NDArray[np.bool_]:
     """Return whether each origin is that of a line of the inputs of a group: bool [n]."""
     if not manifest.has_slices:
         return (origin >= 0) & (origin < sum(info.lines for info in group.inputs))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,15 @@ from sftprep.shards.group import Group, GroupEntry
 from sftprep.shards.layout import group_path, index_path, rejected_path
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import Manifest
-from sftprep.shards.pack_index import is_index, read_index_file
+from sftprep.shards.pack_index import PackIndex, is_index, read_index_file
+from sftprep.shards.reading.group_plan import count_packs
+from sftprep.shards.reading.pack_settings import PackSettings
+from sftprep.shards.reading.planned_shards import entry_with
+from sftprep.shards.sequences.index import (
+    SequenceIndex,
+    read_sequence_index,
+    read_sequence_index_file,
+)
 from sftprep.shards.shard_file import BUILD_AGAIN
 from sftprep.shards.verification.whole_shard import file_digest
 from sftprep.stores.cache import fresh_file
@@ -41,22 +51,42 @@ def find_group_problems(
         quick: Whether the content of the rejected records is not read.
     """
     problems = []
-    expected = GroupEntry.of(
-        group, entry.digest, lines_before=entry.lines_before, rejected=entry.rejected
-    )
-    if (entry, manifest.max_length) != (expected, group.max_length):
-        problems.append(f"the entry of group {entry.key} in the manifest is not that of its file")
+    finders: list[Callable[[], str]] = [partial(_find_entry_problem, root, entry, group, manifest)]
     if manifest.has_slices:
-        for find in (_find_rejected_problem, _find_index_problem):
-            try:
-                problem = find(root, entry, group, quick)
-            except ShardError as error:
-                problem = error.message
-            problems += [problem] if problem else []
+        finders += [
+            partial(_find_rejected_problem, root, entry, quick),
+            partial(_find_index_problem, root, entry, group, manifest.layout),
+        ]
+    for find in finders:
+        try:
+            problem = find()
+        except ShardError as error:
+            problem = error.message
+        problems += [problem] if problem else []
     return problems + _find_input_problems(group, manifest)
 
 
-def _find_rejected_problem(root: BuildFolder, entry: GroupEntry, _: Group, quick: bool) -> str:
+def _find_entry_problem(
+    root: BuildFolder, entry: GroupEntry, group: Group, manifest: Manifest
+) -> str:
+    expected = GroupEntry.of(
+        group, entry.digest, lines_before=entry.lines_before, rejected=entry.rejected
+    )
+    max_length = manifest.max_length
+    if manifest.layout == "sequences":
+        max_length = group.max_length  # a group has no limit
+        try:
+            index = read_sequence_index(root, group)
+        except ShardError:
+            return ""  # reported as a problem of the index
+        totals = count_packs(index, PackSettings.of_build(manifest), group)
+        expected = entry_with(expected, totals)
+    if (entry, max_length) != (expected, group.max_length):
+        return f"the entry of group {entry.key} in the manifest is not that of its file"
+    return ""
+
+
+def _find_rejected_problem(root: BuildFolder, entry: GroupEntry, quick: bool) -> str:
     name = rejected_path(entry.key)
     path = root / name
     if isinstance(path, Path):
@@ -79,14 +109,15 @@ def _find_rejected_problem(root: BuildFolder, entry: GroupEntry, _: Group, quick
         return ""
 
 
-def _find_index_problem(root: BuildFolder, entry: GroupEntry, group: Group, _: bool) -> str:
+def _find_index_problem(root: BuildFolder, entry: GroupEntry, group: Group, layout: str) -> str:
     name = index_path(group.key)
     with fresh_file(root, name, group.index_digest) as path:
         # The digest of the file itself: what was read of it before may be in memory.
         if not is_index(path, group.index_digest):
             problem = "is not what was written" if path.is_file() else "is missing"
             raise ShardError(f"{path} {problem}", remedy=BUILD_AGAIN)
-        index = read_index_file(path, group)
+        read = read_sequence_index_file if layout == "sequences" else read_index_file
+        index: PackIndex | SequenceIndex = read(path, group)
     found, expected = int(index.sequences.sum()), sequences_in_packs(group.accounting, group.plan)
     if found != expected:
         return (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,15 +20,20 @@ from sftprep.shards.group import Group, ShardInfo
 from sftprep.shards.layout import SHARD_FOLDER, index_path
 from sftprep.shards.manifest import Manifest, read_manifest
 from sftprep.shards.pack_index import PackIndex, read_index
+from sftprep.shards.sequences.index import SequenceIndex, read_sequence_index
 from sftprep.shards.verification.group_files import (
     check_stored_group,
     find_group_problems,
     sequences_in_packs,
 )
 from sftprep.shards.verification.sampled_shard import sample_shard
+from sftprep.shards.verification.sequence_shard import check_sequences
 from sftprep.shards.verification.whole_shard import check_shard, find_total_problems
 from sftprep.stores.cache import fresh_file
 from sftprep.stores.folder import BuildFolder
+
+RowIndex = PackIndex | SequenceIndex
+"""The index of the rows of shards: of packs, or of sequences."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -59,7 +64,7 @@ class Totals:
     Attributes:
         groups: The number of groups whose file is intact.
         shards: The number of shards that are intact.
-        rows: The number of their packs.
+        rows: The number of their packs; or of their stored sequences, in layout `sequences`.
         tokens: The number of their tokens, counted in the packs, or, if the check is quick, in the
             index of the group.
         sequences: The number of their sequences, likewise.
@@ -105,19 +110,31 @@ def cut_ranges(
         quick: Whether only some blocks of each shard are read.
     """
     numbers = [*groups]
-    total = sum(sum(manifest.groups[number].packs) for number in numbers)
+    total = sum(sum(_known_rows(manifest, number)) for number in numbers)
     # Before version 2.0, a group has no index by which a range could be checked alone.
-    packs_per_range = total / num_ranges if manifest.has_slices else math.inf
+    rows_per_range = total / num_ranges if manifest.has_slices else math.inf
     for number in numbers:
-        packs = manifest.groups[number].packs
+        shard_rows = _known_rows(manifest, number)
         start = size = 0
-        for stop, rows in enumerate(packs, start=1):
+        for stop, rows in enumerate(shard_rows, start=1):
             size += rows
-            if size >= packs_per_range or stop == len(packs):
+            if size >= rows_per_range or stop == len(shard_rows):
                 yield ShardRange(number, start, stop, str(folder), manifest.digest, quick)
                 start, size = stop, 0
-        if not packs:
+        if not shard_rows:
             yield ShardRange(number, 0, 0, str(folder), manifest.digest, quick)
+
+
+def _known_rows(manifest: Manifest, number: int) -> Sequence[int]:
+    """Return the rows of each shard of a group; none if its file is damaged, which is reported."""
+    with suppress(ManifestError):
+        return manifest.shard_rows(number)
+    return ()
+
+
+def count_shards(manifest: Manifest, groups: Iterable[int]) -> int:
+    """Return the number of shards of groups that are known, by the numbers of the groups."""
+    return sum(len(_known_rows(manifest, number)) for number in groups)
 
 
 def check_range(shards: ShardRange) -> Findings:
@@ -147,9 +164,8 @@ def check_range(shards: ShardRange) -> Findings:
     index = _read_index(root, group, manifest)
     first = sum(info.rows for info in group.shards[: shards.start])
     for info in group.shards[shards.start : shards.stop]:
-        packs = np.arange(first, first + info.rows)
+        sizes = None if index is None else _part(index, first, first + info.rows)
         first += info.rows
-        sizes = None if index is None else index.take(packs)
         totals.blocks += len(info.blocks) or 1
         try:
             if shards.quick:
@@ -165,7 +181,7 @@ def check_range(shards: ShardRange) -> Findings:
 
 
 def _check_quickly(
-    root: BuildFolder, info: ShardInfo, sizes: PackIndex | None, totals: Totals
+    root: BuildFolder, info: ShardInfo, sizes: RowIndex | None, totals: Totals
 ) -> list[str]:
     """Check some blocks of a shard, and add the packs that it should have to the totals.
 
@@ -186,7 +202,7 @@ def _check_quickly(
 def _check_wholly(
     root: BuildFolder,
     info: ShardInfo,
-    sizes: PackIndex | None,
+    sizes: RowIndex | None,
     group: Group,
     manifest: Manifest,
     totals: Totals,
@@ -196,13 +212,19 @@ def _check_wholly(
     Raises:
         ShardError: The shard is missing or damaged.
     """
+    if manifest.layout == "sequences" and sizes is None:
+        return []  # the damaged index is a problem already, and the rows are not known without it
     with fresh_file(root, f"{SHARD_FOLDER}/{info.name}", info.sha256) as path:
-        found, problems = check_shard(path, info, group, manifest)
+        if isinstance(sizes, SequenceIndex):
+            found: RowIndex = sizes
+            problems = check_sequences(path, info, sizes, group, manifest)
+        else:
+            found, problems = check_shard(path, info, group, manifest)
+            if sizes is not None and not found.equals(sizes):
+                index = root / index_path(group.key)
+                problems.append(f"{path}: its packs do not have the sizes that {index} says")
     totals.blocks_read += len(info.blocks) or 1
     totals.add(_totals_of(found))
-    if sizes is not None and not found.equals(sizes):
-        index = root / index_path(group.key)
-        problems.append(f"{path}: its packs do not have the sizes that {index} says")
     return problems
 
 
@@ -216,7 +238,7 @@ def _check_version_1(group: Group, shards: ShardRange, totals: Totals) -> list[s
     return []
 
 
-def _totals_of(index: PackIndex) -> Totals:
+def _totals_of(index: RowIndex) -> Totals:
     return Totals(
         shards=1,
         rows=len(index),
@@ -226,11 +248,20 @@ def _totals_of(index: PackIndex) -> Totals:
     )
 
 
-def _read_index(root: BuildFolder, group: Group, manifest: Manifest) -> PackIndex | None:
+def _read_index(root: BuildFolder, group: Group, manifest: Manifest) -> RowIndex | None:
     """Return the index of a group; None without one, or if it is damaged, which is reported."""
     with suppress(ShardError):
+        if manifest.layout == "sequences":
+            return read_sequence_index(root, group)
         return read_index(root, group) if manifest.has_slices else None
     return None
+
+
+def _part(index: RowIndex, start: int, stop: int) -> RowIndex:
+    """Return the part of the index of a group for the rows [start, stop) of its shards."""
+    if isinstance(index, SequenceIndex):
+        return index.part(start, stop)
+    return index.take(np.arange(start, stop))
 
 
 # A worker checks many ranges of one build.

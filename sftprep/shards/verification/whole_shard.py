@@ -15,10 +15,11 @@ from sftprep.shards.group import Group, ShardInfo
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.pack_index import PackIndex
 from sftprep.shards.schema import numpy_view
+from sftprep.shards.sequences.index import SequenceIndex
 from sftprep.shards.shard_file import ShardFile, check_size
 from sftprep.shards.verification.block_values import find_value_problems
 
-_MOST_PROBLEMS = 5
+MOST_PROBLEMS = 5
 """The most problems with the values of one shard that are reported."""
 
 
@@ -53,7 +54,7 @@ def check_shard(
             yield from find_value_problems(batch, number * shard.packs_per_block, group, manifest)
 
     found = find_problems()
-    problems = [*itertools.islice(found, _MOST_PROBLEMS)]
+    problems = [*itertools.islice(found, MOST_PROBLEMS)]
     if more := sum(1 for _ in found):  # this also reads the other blocks
         problems.append(f"{more:,} more problems")
     index = PackIndex.concatenate(sizes)
@@ -61,10 +62,10 @@ def check_shard(
     return index, [f"{path}: {problem}" for problem in problems]
 
 
-def find_total_problems(index: PackIndex, info: ShardInfo) -> list[str]:
-    """Return the differences between the sizes of the packs of a shard and its entry."""
+def find_total_problems(index: PackIndex | SequenceIndex, info: ShardInfo) -> list[str]:
+    """Return the differences between the sizes of the rows of a shard and its entry."""
     totals = {
-        "packs": (len(index), info.rows),
+        "packs" if isinstance(index, PackIndex) else "sequences": (len(index), info.rows),
         "tokens": (int(index.tokens.sum(dtype=np.int64)), info.tokens),
         "trained tokens": (int(index.trained_tokens.sum(dtype=np.int64)), info.trained_tokens),
     }

@@ -1,0 +1,1 @@
+"""Reading of builds of each layout as packs."""

@@ -1,0 +1,1 @@
+"""The files of layout `sequences`: one row per sequence, and an index of each group."""
