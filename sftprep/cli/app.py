@@ -28,4 +28,6 @@ app = App(
     """,
     # Reflows the paragraphs of the help texts to the width of the terminal.
     help_format="markdown",
+    # `main` handles it.
+    suppress_keyboard_interrupt=False,
 )

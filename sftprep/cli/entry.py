@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
 from typing import get_args
@@ -46,7 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(0)
     except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to resume", file=sys.stderr)
+        command = escape_control(shlex.join(["sftprep", *tokens]))
+        print(f"interrupted; to resume, run the same command again: {command}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         # Settings are validated when their dataclass is made, which the parser does: it wraps the
