@@ -10,6 +10,7 @@ from cyclopts import Group, Parameter
 
 from sftprep.cli.app import app
 from sftprep.cli.console import ProgressBar, print_json
+from sftprep.config.aliases import replace_aliases
 from sftprep.config.build import (
     BuildConfig,
     EvalConfig,
@@ -64,6 +65,9 @@ instead of stopping at the first one:
 
     sftprep build data/ --tokenizer Qwen/Qwen3-8B --output shards \\
         --eval-fraction 0.02 --on-bad-record quarantine
+
+Names of other programs are accepted too, such as --assistant_only_loss, --max_seq_length,
+--dataset_text_field, --packing false, --cutoff_len and --sequence_len. 4k means 4,096 tokens.
 """
 """The help of `sftprep build`, apart from its parameters."""
 
@@ -101,7 +105,7 @@ def build(
     from sftprep.report.part_summary import part_data, part_lines
     from sftprep.report.summary import summary_data, summary_lines
 
-    from_file = read_config_file(config) if config else {}
+    from_file = replace_aliases(read_config_file(config)) if config else {}
     settings = BuildConfig(
         source=SourceConfig(inputs or from_file.get("inputs", ()), from_file.get("sources", ())),
         read=read or ReadConfig(),

@@ -17,6 +17,7 @@ import sftprep.cli.garbage
 import sftprep.cli.push
 import sftprep.cli.verify  # noqa: F401
 from sftprep.cli.app import app
+from sftprep.config.aliases import replace_aliases, replace_flags
 from sftprep.config.build import read_config_file
 from sftprep.errors import (
     ConfigError,
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     tokens = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in tokens
     try:
+        tokens = [*replace_flags(tokens)]
         app.config = (*_config_from_file(tokens), _reject_fractions)
         with settings_shown_as(FlagNames()):
             code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
@@ -57,7 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(inner, SftprepError):
             _fail(inner, error, inner.exit_code, debug=debug)
         if type(error).__module__.startswith("cyclopts"):
-            _fail(f"{error}\n  → see sftprep --help", error, 2, debug=debug)
+            command = f"{tokens[0]} " if tokens and tokens[0] in app else ""
+            _fail(f"{error}\n  → see sftprep {command}--help", error, 2, debug=debug)
         raise
 
 
@@ -71,7 +74,7 @@ def _config_from_file(tokens: list[str]) -> tuple[Dict, ...]:
         following = tokens[index + 1] if index + 1 < len(tokens) else ""
         path = value if equals else following
         if name == "--config" and path:
-            settings = read_config_file(path)
+            settings = replace_aliases(read_config_file(path))
             # Inputs have no flag; the command reads them from the file.
             for key in ("inputs", "sources"):
                 settings.pop(key, None)

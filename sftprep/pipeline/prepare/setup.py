@@ -106,11 +106,7 @@ def prepare_setup(
         data: Training data in memory, used instead of the inputs in the settings.
         eval_data: Evaluation data in memory, likewise.
     """
-    if not config.output.output:
-        raise ConfigError(
-            "no output folder is specified", remedy=f"specify one with {setting('output', 'DIR')}"
-        )
-    _check_has_tokenizer(config)
+    _check_required(config, has_data=bool(data or eval_data))
     inputs, entries = find_inputs(config, data, eval_data)
     settings = manifest_settings(config, [each.source.name for each in inputs])
     # Checked before the inputs are opened, which takes long if there are many of them.
@@ -273,13 +269,30 @@ def log_notices(names: Sequence[str], readings: Sequence[SourceReading]) -> None
         notice.log(f"{source_name(where[0])}{more}: ")
 
 
+_TOKENIZER_REMEDY = "specify the tokenizer as a folder or a name on the Hub"
+
+
+def _check_required(config: BuildConfig, *, has_data: bool) -> None:
+    """Raise ConfigError with everything that is missing from the settings of a build."""
+    source, remedies = config.source, {}
+    if not (has_data or source.inputs or source.sources):
+        remedies["input"] = "name a .jsonl file, a glob or a folder: sftprep build data.jsonl ..."
+    if not config.tokenize.tokenizer:
+        remedies["tokenizer"] = (
+            f"{_TOKENIZER_REMEDY}, for example {setting('tokenizer', 'Qwen/Qwen3-8B')}"
+        )
+    if not config.output.output:
+        remedies["output folder"] = f"specify the folder with {setting('output', 'DIR')}"
+    if remedies:
+        verb = "is" if len(remedies) == 1 else "are"
+        what = f"no {' and no '.join(remedies)} {verb} specified"
+        raise ConfigError(what, remedy="; ".join(remedies.values()))
+
+
 def _check_has_tokenizer(config: BuildConfig) -> None:
     if not config.tokenize.tokenizer:
-        example = setting("tokenizer", "Qwen/Qwen3-8B")
-        raise ConfigError(
-            "no tokenizer is specified",
-            remedy=f"specify a folder or a name on the Hub, for example {example}",
-        )
+        remedy = f"{_TOKENIZER_REMEDY}, for example {setting('tokenizer', 'Qwen/Qwen3-8B')}"
+        raise ConfigError("no tokenizer is specified", remedy=remedy)
 
 
 def _template_date(config: BuildConfig, templates: str) -> str | None:

@@ -1,0 +1,72 @@
+"""Settings of `sftprep build` by the names of other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sftprep import read_manifest
+from sftprep.cli.entry import main
+from sftprep.config.aliases import replace_aliases, replace_flags
+from sftprep.errors import ConfigError
+from tests.conftest import EXAMPLES
+
+
+@pytest.mark.parametrize(
+    ("given_flags", "flags"),
+    [
+        ("--assistant_only_loss --max_seq_length 4k -o out", "--train-on assistant"),
+        ("--assistant_only_loss true --cutoff_len 4096 --output out", "--train-on assistant"),
+        ("--assistant-only-loss=false --sequence_len=4096 -o out", ""),
+        ("--packing true --max-length 4K -o out", ""),
+    ],
+)
+def test_flags_of_other_programs_stand_for_ours(given_flags: str, flags: str) -> None:
+    rest = "--max-length 4096 --output out"
+    assert [*replace_flags(given_flags.split())] == f"{flags} {rest}".split()
+
+
+@pytest.mark.parametrize(
+    ("given_flags", "flags"),
+    [
+        ("--packing false", "--packing none"),
+        ("--packing exact", "--packing exact"),
+        ("--packing_strategy wrapped", "--packing wrapped"),
+        ("--truncation_mode keep_end", "--truncate-side left"),
+        ("--dataset_text_field body", "--text-field body"),
+        ("--dataset_num_proc 4", "--workers 4"),
+        ("--chat_template_path t.jinja", "--chat-template t.jinja"),
+        ("a.jsonl -- --packing false -o", "a.jsonl -- --packing false -o"),
+    ],
+)
+def test_each_alias_is_one_setting(given_flags: str, flags: str) -> None:
+    assert [*replace_flags(given_flags.split())] == flags.split()
+
+
+@given(st.lists(st.sampled_from(["--tokenizer", "x", "--json", "-", "4k", "--limit=2", "", "a-o"])))
+def test_other_arguments_are_unchanged(tokens: list[str]) -> None:
+    assert [*replace_flags(tokens)] == tokens
+
+
+def test_settings_of_a_file_have_aliases_too() -> None:
+    found = replace_aliases({"assistant_only_loss": True, "packing": False, "cutoff_len": 512})
+    assert found == {"train_on": "assistant", "packing": "none", "max_length": 512}
+    assert replace_aliases({"assistant_only_loss": False, "packing": True}) == {}
+
+
+@pytest.mark.parametrize("flags", [["--truncation_mode", "middle"], ["--assistant_only_loss=2"]])
+def test_values_without_a_counterpart_are_refused(flags: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        [*replace_flags(flags)]
+    assert caught.value.remedy
+
+
+def test_a_build_with_the_flags_of_trl(tokenizer_dir: Path, tmp_path: Path) -> None:
+    arguments = ["build", str(EXAMPLES / "data" / "qa.jsonl"), "--tokenizer", str(tokenizer_dir)]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "-o", str(tmp_path / "o"), "--max_seq_length", "1k", "--packing=false"])
+    assert ended.value.code == 0
+    assert read_manifest(tmp_path / "o").max_length == 1024
