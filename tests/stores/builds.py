@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sftprep.shards.group import files_of_group
 from sftprep.shards.manifest import Manifest
 from sftprep.stores.folder import StoreFolder
 from tests.conftest import EXAMPLES
@@ -36,3 +37,10 @@ def read_object(folder: StoreFolder, name: str) -> bytes:
 
 def shard_names(manifest: Manifest) -> list[str]:
     return [shard.name for shard in manifest.shards]
+
+
+def group_names(manifest: Manifest) -> set[str]:
+    """Return the names of the objects of the groups of a build, apart from shards."""
+    pairs = zip(manifest.groups, manifest.read_groups(), strict=True)
+    names = {name for entry, group in pairs for name in files_of_group(entry, group)}
+    return names - {f"shards/{name}" for name in shard_names(manifest)}

@@ -21,10 +21,9 @@ from sftprep.errors import (
 )
 from sftprep.pipeline import build as build_module
 from sftprep.pipeline.output.garbage import collect_garbage
-from sftprep.shards.layout import group_path, index_path
 from sftprep.sources import groups
 from sftprep.stores.folder import StoreFolder
-from tests.stores.builds import example_lines, put_object, read_object, shard_names
+from tests.stores.builds import example_lines, group_names, put_object, read_object, shard_names
 from tests.stores.failures import killed_before, watched
 
 
@@ -60,9 +59,7 @@ def test_a_finished_build_is_replaced_only_on_request(store, small, tmp_path):
     report = small(store, seed=1, overwrite=True)
     assert verify(str(store)).ok
     expected = {f"shards/{name}" for name in shard_names(report.manifest)}
-    expected |= {
-        path(entry.key) for entry in report.manifest.groups for path in (group_path, index_path)
-    }
+    expected |= group_names(report.manifest)
     kept = {"notes.txt", "shards/mine.arrow"}
     assert store.names() == expected | kept | {"manifest.json"}
     assert old & expected == set()
@@ -109,8 +106,7 @@ def test_of_two_builders_one_commits(store, small, tmp_path, monkeypatch, overwr
         for name in (
             "manifest.json",
             *(f"shards/{name}" for name in shard_names(other[0])),
-            *(group_path(entry.key) for entry in other[0].groups),
-            *(index_path(entry.key) for entry in other[0].groups),
+            *group_names(other[0]),
         )
     }
     assert removed
@@ -221,7 +217,7 @@ def test_a_flipped_bit_in_a_store_is_an_error(store, small, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_a_damaged_index_in_a_store_is_an_error(memory, small, tmp_path, monkeypatch, damage):
-    name = index_path(small(memory).manifest.groups[0].key)
+    (name,) = (n for n in group_names(small(memory).manifest) if n.endswith(".index"))
     content = read_object(memory, name)
     if damage == "missing":
         memory.remove([name])
@@ -264,9 +260,8 @@ def test_verify_reads_the_store_and_not_the_cache(memory, small, tmp_path):
     manifest = small(memory, on_bad_record="quarantine").manifest
     shards = open_shards(str(memory))
     first = shards[0].input_ids.tolist()
-    key = manifest.groups[0].key
     shards.sizes([0])
-    for name in (f"shards/{shard_names(manifest)[0]}", group_path(key), index_path(key)):
+    for name in (f"shards/{shard_names(manifest)[0]}", *group_names(manifest)):
         content = read_object(memory, name)
         put_object(memory, name, content[:-9] + b"?" + content[-8:], tmp_path)
         assert not verify(str(memory)).ok
@@ -288,13 +283,25 @@ def test_a_place_without_a_build_is_an_error(memory, small, tmp_path):
     assert read_object(memory, "manifest.json") == b"{}"
 
 
-def test_the_files_of_a_build_never_change_while_a_manifest_names_them(memory, small, tmp_path):
+@pytest.mark.parametrize("killed_at", [2, 4, 6, None])
+def test_files_that_the_manifest_names_are_never_written_with_other_bytes(
+    memory, small, tmp_path, killed_at
+):
     """The file of a group names its inputs, so that of a copy of the inputs is another one."""
-    small(memory)
+    before = small(memory).manifest
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes((tmp_path / "rows.jsonl").read_bytes())
-    with pytest.raises(OutputExists, match="of the same records from other files"):
+
+    def replace():
         small(memory, source=copy, overwrite=True)
+
+    if killed_at is None:
+        replace()
+        assert read_manifest(str(memory)).inputs[0].path == str(copy)
+    else:
+        assert killed_before(killed_at, replace)
+        assert read_manifest(str(memory)).digest == before.digest
+    assert read_manifest(str(memory)).data_digest == before.data_digest
     assert verify(str(memory)).ok
 
 

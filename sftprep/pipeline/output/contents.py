@@ -20,20 +20,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sftprep.errors import ManifestError, OutputExists, setting
+from sftprep.shards.group import files_of_group
 from sftprep.shards.layout import (
     BUILD_FOLDERS,
     COMMIT_NAME,
     EVAL_FOLDER,
     EVAL_MANIFEST_PATTERN,
+    GROUP_FILE_PATTERN,
     GROUP_FOLDER,
-    KEY_PATTERN,
     LOCK_NAME,
     REJECTED_FOLDER,
     SHARD_FOLDER,
     WORK_FOLDER,
     group_path,
     has_work_folder,
-    index_path,
     is_build_folder,
     is_file,
     is_folder,
@@ -46,7 +46,8 @@ from sftprep.shards.schema import SHARD_PATTERN
 
 FINAL_NAME = re.compile(
     rf"(eval/)?(manifest\.json|{SHARD_FOLDER}/{SHARD_PATTERN}"
-    rf"|{GROUP_FOLDER}/{KEY_PATTERN}\.(json|index)|{REJECTED_FOLDER}/{KEY_PATTERN}\.jsonl)"
+    rf"|{GROUP_FOLDER}/{GROUP_FILE_PATTERN}\.(json|index)"
+    rf"|{REJECTED_FOLDER}/{GROUP_FILE_PATTERN}\.jsonl)"
     rf"|eval/{EVAL_MANIFEST_PATTERN}"
 )
 """Paths in the output folder to which a commit moves files."""
@@ -252,17 +253,24 @@ def _add_paths(
     """
     listed.add(prefix + manifest_file(root / prefix).name)
     for number, entry in enumerate(manifest.groups):
-        shards = f"{prefix}{SHARD_FOLDER}/{entry.key}"
-        if manifest.has_slices:
-            listed |= {prefix + group_path(entry.key), prefix + index_path(entry.key)}
-            to_examine.add(prefix + rejected_path(entry.key))
-        else:
+        rejected = rejected_path(entry.key, entry.rejected) if entry.rejected else None
+        if rejected is not None:
+            to_examine.add(prefix + rejected)
+        elif not manifest.has_slices:
             to_examine.add(_OLD_REJECTED_NAME)
         try:
-            infos = manifest.read_group(number).shards
+            names = files_of_group(entry, manifest.read_group(number))
         except ManifestError:
-            # The folder of the group is known, but not which shards are in it.
-            if is_folder(root / shards):
-                to_examine.update(f"{shards}/{name}" for name, _ in list_paths(root / shards))
+            # The key of the group is known, but not the names of its shards and its index.
+            listed.add(prefix + group_path(entry.key, entry.digest))
+            to_examine.update(_paths_with_key(root, prefix, entry.key))
             continue
-        listed.update(f"{prefix}{SHARD_FOLDER}/{info.name}" for info in infos)
+        listed.update(prefix + name for name in names if name != rejected)
+
+
+def _paths_with_key(root: Path, prefix: str, key: str) -> Iterator[str]:
+    """Yield the paths of files that may belong to a group of a build in `root`."""
+    for folder, start in ((f"{prefix}{SHARD_FOLDER}/{key}", ""), (f"{prefix}{GROUP_FOLDER}", key)):
+        if is_folder(root / folder):
+            names = (name for name, _ in list_paths(root / folder) if name.startswith(start))
+            yield from (f"{folder}/{name}" for name in names)

@@ -36,6 +36,7 @@ from sftprep.pipeline.output.contents import (
     user_files_error,
     work_files,
 )
+from sftprep.shards.group import files_of_group
 from sftprep.shards.layout import (
     BUILD_FOLDERS,
     COMMIT_NAME,
@@ -45,17 +46,13 @@ from sftprep.shards.layout import (
     MANIFEST_NAME,
     MARKER_NAME,
     RECIPE_PATTERN,
-    SHARD_FOLDER,
     SPILL_PATTERN,
     WORK_FOLDER,
-    group_path,
     has_work_folder,
-    index_path,
     is_file,
     is_folder,
     is_work_folder_created,
     mark_work_folder,
-    rejected_path,
 )
 from sftprep.shards.locks import exclusive
 from sftprep.shards.manifest import Manifest
@@ -169,12 +166,11 @@ def _staged_files(work: Path, prefix: str, manifest: Manifest) -> list[tuple[Pat
         prefix: The path of the build in the output folder: "", or "eval/".
         manifest: Its manifest.
     """
-    names = [
-        f"{SHARD_FOLDER}/{shard.name}" for group in manifest.read_groups() for shard in group.shards
+    return [
+        (work / f"{prefix}{name}", f"{prefix}{name}")
+        for entry, group in zip(manifest.groups, manifest.read_groups(), strict=True)
+        for name in files_of_group(entry, group)
     ]
-    names += [rejected_path(entry.key) for entry in manifest.groups if entry.rejected]
-    names += [path(entry.key) for path in (index_path, group_path) for entry in manifest.groups]
-    return [(work / f"{prefix}{name}", f"{prefix}{name}") for name in names]
 
 
 @contextmanager

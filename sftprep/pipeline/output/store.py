@@ -4,7 +4,8 @@ The build works in a local scratch folder, like a build in a local folder. The c
 steps:
 
 1. put the shards, the files of groups and the rejected records: their names contain digests of
-   their content or of their records, and no manifest names them yet;
+   their content, so an object that the current manifest names is at most written with the same
+   bytes;
 2. write the manifest, on the condition that it is still missing, or still the one that is replaced:
    the store decides between builds, and the one that loses gets OutputBusy;
 3. remove the files that only the replaced manifest names.
@@ -28,14 +29,11 @@ from sftprep.config.cache_location import cache_dir
 from sftprep.core.atomic_write import storage_errors
 from sftprep.errors import ManifestError, OutputBusy, OutputExists, StorageError, setting
 from sftprep.pipeline.output.folder import OutputFolder, claim_output
+from sftprep.shards.group import files_of_group
 from sftprep.shards.layout import (
     EVAL_FOLDER,
     LARGEST_MANIFEST,
     MANIFEST_NAME,
-    SHARD_FOLDER,
-    group_path,
-    index_path,
-    rejected_path,
 )
 from sftprep.shards.manifest import Manifest, parse_manifest, read_manifest
 from sftprep.stores.folder import Mark, StoreFolder
@@ -88,14 +86,12 @@ class OutputStore:
         Raises:
             ConfigError: A manifest is larger than the largest one that can be read.
             OutputBusy: Another build has committed since the start of this one.
-            OutputExists: Files of the previous build would change before the commit.
             StorageError: The store cannot be written to.
         """
         with storage_errors(self.scratch.root):
             *files, (manifest_path, _) = self.scratch.stage(manifest, evaluation)
             content = manifest_path.read_bytes()
         previous = set() if self.replaced is None else _file_names(self.root, self.replaced)
-        self._check_kept(manifest, evaluation)
         self.root.put(files)
         self._write_manifest(content)
         # Another build may have replaced this one already, and may use the files again.
@@ -104,31 +100,6 @@ class OutputStore:
         with storage_errors(self.scratch.root):
             self.scratch.clean(keep_spill=keep_spill)
         return self.root
-
-    def _check_kept(self, manifest: Manifest, evaluation: Manifest | None) -> None:
-        """Check that no file of the previous build is replaced by one with other content.
-
-        The name of a file of a group contains the digest of its records, but the file names the
-        inputs and the version as well.
-
-        Raises:
-            OutputExists: One would be.
-        """
-        if self.replaced is None:
-            return
-        pairs = [(self.replaced.manifest, manifest)]
-        if evaluation is not None and self.replaced.manifest.eval:
-            pairs.append((read_manifest(str(self.root / EVAL_FOLDER)), evaluation))
-        for old, new in pairs:
-            before = {entry.key: entry for entry in old.groups}
-            for entry in new.groups:
-                found = before.get(entry.key, entry)
-                if found.digest != entry.digest or found.rejected not in ("", entry.rejected):
-                    raise OutputExists(
-                        f"{self.root} holds a build of the same records from other files or by"
-                        " another version, and would be damaged until this one is complete",
-                        remedy=f"choose another {setting('output')}, or remove that build",
-                    )
 
     def _write_manifest(self, content: bytes) -> None:
         """Write the manifest if no other build has; this commits the build.
@@ -260,17 +231,13 @@ def build_names(prefix: str, manifest: Manifest, *, skip_damaged: bool = False) 
     Raises:
         ManifestError: The file of a group cannot be read.
     """
-    names = set()
+    names: set[str] = set()
     for number, entry in enumerate(manifest.groups):
         try:
-            shards = manifest.read_group(number).shards
+            group = manifest.read_group(number)
         except ManifestError:
             if not skip_damaged:
                 raise
             continue
-        names |= {f"{prefix}{SHARD_FOLDER}/{shard.name}" for shard in shards}
-        if manifest.has_slices:
-            names |= {prefix + group_path(entry.key), prefix + index_path(entry.key)}
-        if entry.rejected:
-            names.add(prefix + rejected_path(entry.key))
+        names.update(f"{prefix}{name}" for name in files_of_group(entry, group))
     return names

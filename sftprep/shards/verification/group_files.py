@@ -34,7 +34,7 @@ def check_stored_group(root: BuildFolder, entry: GroupEntry, manifest: Manifest)
         ShardError: It is missing or damaged.
     """
     if isinstance(root, StoreFolder) and manifest.has_slices:
-        with fresh_file(root, group_path(entry.key), entry.digest):
+        with fresh_file(root, group_path(entry.key, entry.digest), entry.digest):
             pass
 
 
@@ -87,18 +87,14 @@ def _find_entry_problem(
 
 
 def _find_rejected_problem(root: BuildFolder, entry: GroupEntry, quick: bool) -> str:
-    name = rejected_path(entry.key)
-    path = root / name
-    if isinstance(path, Path):
-        is_changed = (
-            path.is_file() != bool(entry.rejected)
-            if quick
-            else (file_digest(path) != entry.rejected)
-        )
-        return f"{path} is not what was written" if is_changed else ""
-    assert isinstance(root, StoreFolder)
     if not entry.rejected:
         return ""
+    name = rejected_path(entry.key, entry.rejected)
+    path = root / name
+    if isinstance(path, Path):
+        is_intact = path.is_file() if quick else file_digest(path) == entry.rejected
+        return "" if is_intact else f"{path} is not what was written"
+    assert isinstance(root, StoreFolder)
     if quick:
         try:
             root.mark(name)
@@ -110,7 +106,7 @@ def _find_rejected_problem(root: BuildFolder, entry: GroupEntry, quick: bool) ->
 
 
 def _find_index_problem(root: BuildFolder, entry: GroupEntry, group: Group, layout: str) -> str:
-    name = index_path(group.key)
+    name = index_path(group.key, group.index_digest)
     with fresh_file(root, name, group.index_digest) as path:
         # The digest of the file itself: what was read of it before may be in memory.
         if not is_index(path, group.index_digest):
