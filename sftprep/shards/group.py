@@ -115,7 +115,8 @@ class Group:
     inputs: tuple[InputInfo, ...]
     accounting: Ledger  # the sum of the ledgers of its inputs
     lengths: dict[str, Any]  # histogram of the lengths of the sequences before they were cut
-    # The counts of these lengths for each source, as `lengths["exact"]` has them for all sources.
+    # The exact counts of lengths and positions for each source, as `lengths["exact"]` has them for
+    # all sources.
     source_lengths: dict[str, Any]
     plan: dict[str, Any]  # strategy, packs, fill, seed and digest of the packing
     template: dict[str, int]  # how often each way of rendering and masking was used

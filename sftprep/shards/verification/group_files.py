@@ -12,6 +12,7 @@ from sftprep.shards.group import Group, GroupEntry
 from sftprep.shards.layout import group_path, index_path, rejected_path
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import Manifest
+from sftprep.shards.manifest_size import MOST_EXACT_LENGTHS
 from sftprep.shards.pack_index import PackIndex, is_index, read_index_file
 from sftprep.shards.reading.group_plan import count_packs
 from sftprep.shards.reading.pack_settings import PackSettings
@@ -161,4 +162,16 @@ def find_length_problems(lengths: dict[str, Any], ledger: Ledger) -> list[str]:
         if counts is None or not is_valid or sum(counts) != number:
             what = name.replace("_", " ")
             problems.append(f"the histogram of lengths does not count the {number:,} {what}")
+    if "exact" in lengths and not _are_positions_counted(lengths, ledger.trained_in):
+        problems.append("the counts of trained tokens by position are not those of the ledger")
     return problems
+
+
+def _are_positions_counted(lengths: dict[str, Any], trained: int) -> bool:
+    """Return whether the trained tokens by position are all of them, apart from later positions."""
+    try:
+        total = sum(lengths["exact"]["trained_positions"])
+        has_all = max(lengths["up_to"], default=0) <= MOST_EXACT_LENGTHS
+    except (KeyError, TypeError):
+        return False
+    return bool(total == trained if has_all else total <= trained)
