@@ -32,6 +32,7 @@ from sftprep.pipeline.groups.rounds import (
 from sftprep.pipeline.groups.run import write_evaluation
 from sftprep.pipeline.groups.task import GroupDone, GroupTask
 from sftprep.pipeline.output.claim import Output, claim_destination, find_destination
+from sftprep.pipeline.output.data_card import data_card
 from sftprep.pipeline.output.part_identity import check_identity
 from sftprep.pipeline.output.root_manifest import NewGroup, link_evaluation, make_manifest
 from sftprep.pipeline.passes.shard_pass import Progress
@@ -120,7 +121,8 @@ def build(
         check_unchanged(setup.inputs)
         manifest = link_evaluation(manifest, evaluation)
         _keep_for_later_builds(output.work, tasks, done, keep_spill=config.output.keep_spill)
-        folder = output.commit(manifest, evaluation, keep_spill=config.output.keep_spill)
+        card = data_card(manifest, evaluation)
+        folder = output.commit(manifest, evaluation, card, keep_spill=config.output.keep_spill)
     return BuildReport(
         folder,
         dataclasses.replace(manifest, folder=folder),

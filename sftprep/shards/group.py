@@ -128,6 +128,8 @@ class Group:
     # Digest of its records in hex, which seeds the order of its packs; it depends on no setting of
     # the packing, and not on which of the records are used.
     records: str = ""
+    # The columns of its shards, and their types, such as list<int32>; empty before version 2.0.
+    columns: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:

@@ -16,6 +16,7 @@ from sftprep.stores.folder import StoreFolder, folder_of
 from sftprep.stores.hub import is_hub_url
 
 MANIFEST_NAME = "manifest.json"
+CARD_NAME = "README.md"  # the data card
 SHARD_FOLDER = "shards"
 GROUP_FOLDER = "groups"
 REJECTED_FOLDER = "rejected"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -83,6 +84,9 @@ def state(folder: Path) -> str | None:
     except ManifestError:
         return None
     assert sum(len(pack.input_ids) for pack in open_shards(folder)) == read_manifest(folder).tokens
+    # The data card is that of one build, whose files are all there.
+    for name in re.findall(r"- ((?:eval/)?shards/.*)", (folder / "README.md").read_text()):
+        assert (folder / name).is_file()
     # A kill between the moves of a commit leaves shards of the other build.
     assert all("no manifest lists" in problem for problem in verify(folder).problems)
     return digest

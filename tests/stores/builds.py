@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ def put_object(folder: StoreFolder, name: str, content: bytes, scratch: Path) ->
 
 def read_object(folder: StoreFolder, name: str) -> bytes:
     return folder.read_range(name, 0, 1 << 20)
+
+
+def listed_names(folder: StoreFolder) -> list[str]:
+    """Return the names of the shards that the data card lists."""
+    return re.findall("- ((?:eval/)?shards/.*)", read_object(folder, "README.md").decode())
 
 
 def shard_names(manifest: Manifest) -> list[str]:

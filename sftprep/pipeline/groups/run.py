@@ -44,6 +44,7 @@ from sftprep.pipeline.passes.shard_pass import (
     Progress,
     ShardPlace,
     WrittenShards,
+    stored_columns,
     write_packs,
     write_whole_sequences,
 )
@@ -324,6 +325,7 @@ def _describe_group(
         ),
         sftprep_version=__version__,
         format_version=FORMAT_VERSION,
+        columns=stored_columns(split, task.settings.config, limit.max_length),
     )
 
 

@@ -19,6 +19,7 @@ from sftprep.config.validation import is_url
 from sftprep.core.atomic_write import create_folder, storage_errors, temporary_path, write_bytes
 from sftprep.core.regular_files import open_regular_file
 from sftprep.errors import ConfigError, ManifestError, MismatchError, ShardError, setting
+from sftprep.pipeline.output.data_card import data_card
 from sftprep.pipeline.output.folder import OutputFolder, claim_output
 from sftprep.pipeline.output.root_manifest import Totals, link_evaluation
 from sftprep.pipeline.prepare.manifest_fields import describe_rendering
@@ -78,7 +79,8 @@ def merge(
         if evaluations:
             evaluation = _merge_into(folder, evaluations, evaluation=True)
         merged = link_evaluation(merged, evaluation)
-        folder.commit(merged, evaluation, keep_spill=False)
+        card = data_card(merged, evaluation, is_merged=True)
+        folder.commit(merged, evaluation, card, keep_spill=False)
     return read_manifest(root)
 
 

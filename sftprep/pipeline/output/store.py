@@ -1,6 +1,6 @@
 """The output of a build in an object store.
 
-The build works in a local scratch folder, like a build in a local folder. The commit has three
+The build works in a local scratch folder, like a build in a local folder. The commit has four
 steps:
 
 1. put the shards, the files of groups and the rejected records: their names contain digests of
@@ -8,7 +8,9 @@ steps:
    bytes;
 2. write the manifest, on the condition that it is still missing, or still the one that is replaced:
    the store decides between builds, and the one that loses gets OutputBusy;
-3. remove the files that only the replaced manifest names.
+3. write the data card, unless another build has committed since: before the commit, the builds
+   that lose would write theirs;
+4. remove the files that only the replaced manifest names.
 
 Nothing depends on a lock, a rename or a listing. What killed builds leave is removed by
 `garbage.py`.
@@ -28,14 +30,17 @@ from sftprep.config.build import OutputConfig
 from sftprep.config.cache_location import cache_dir
 from sftprep.core.atomic_write import storage_errors
 from sftprep.errors import ManifestError, OutputBusy, OutputExists, StorageError, setting
+from sftprep.pipeline.output.contents import card_notice
 from sftprep.pipeline.output.folder import OutputFolder, claim_output
 from sftprep.shards.group import files_of_group
 from sftprep.shards.layout import (
+    CARD_NAME,
     EVAL_FOLDER,
     LARGEST_MANIFEST,
     MANIFEST_NAME,
 )
 from sftprep.shards.manifest import Manifest, parse_manifest, read_manifest
+from sftprep.shards.ownership import is_card
 from sftprep.stores.folder import Mark, StoreFolder
 
 _ATTEMPTS = 5
@@ -74,13 +79,14 @@ class OutputStore:
         return self.scratch.staging(evaluation=evaluation)
 
     def commit(
-        self, manifest: Manifest, evaluation: Manifest | None, *, keep_spill: bool
+        self, manifest: Manifest, evaluation: Manifest | None, card: bytes, *, keep_spill: bool
     ) -> StoreFolder:
         """Replace the previous build by the finished one; return its folder.
 
         Args:
             manifest: The manifest of the training build.
             evaluation: The manifest of the evaluation build, if there is one.
+            card: The data card. It is not written if the folder has a README.md of a user.
             keep_spill: Whether to keep the spills in the scratch folder.
 
         Raises:
@@ -94,6 +100,7 @@ class OutputStore:
         previous = set() if self.replaced is None else _file_names(self.root, self.replaced)
         self.root.put(files)
         self._write_manifest(content)
+        self._write_card(card, content)
         # Another build may have replaced this one already, and may use the files again.
         if (current := _read_committed(self.root)) and current.content == content:
             self.root.remove(previous - {name for _, name in files} - {MANIFEST_NAME})
@@ -120,7 +127,7 @@ class OutputStore:
                 is_written, failure = False, error
             if is_written:
                 return
-            current = _read_manifest_object(self.root)
+            current = _read_object(self.root, MANIFEST_NAME)
             if current is not None and current[0] == content:
                 return  # it was written, and the response was lost
             if failure is not None:
@@ -132,6 +139,36 @@ class OutputStore:
             f"another build was committed to {self.root} while this one ran",
             remedy=f"look at it, then run this one again with {setting('overwrite', True)}",
         )
+
+    def _write_card(self, card: bytes, manifest: bytes) -> None:
+        """Write the data card, while the manifest is still that of this build.
+
+        Of several builds that commit one after the other, the last one writes the card: each
+        looks at the manifest after it has read the mark of the card that it replaces.
+
+        Args:
+            card: The data card.
+            manifest: The content of the manifest.
+
+        Raises:
+            StorageError: The store cannot be written to.
+        """
+        for _ in range(_ATTEMPTS):
+            found = _read_object(self.root, CARD_NAME)
+            current = _read_object(self.root, MANIFEST_NAME)
+            if current is None or current[0] != manifest:
+                return
+            if found is None:
+                is_written = self.root.create(CARD_NAME, card)
+            elif found[0] == card:
+                return  # also where it was written, and the response was lost
+            elif is_card(found[0]):
+                is_written = self.root.replace(CARD_NAME, card, found[1])
+            else:
+                card_notice(self.root).log()
+                return
+            if is_written:
+                return
 
 
 @contextmanager
@@ -174,7 +211,7 @@ def _read_committed(root: StoreFolder) -> _Committed | None:
     Raises:
         OutputExists: The folder has a manifest that cannot be read.
     """
-    found = _read_manifest_object(root)
+    found = _read_object(root, MANIFEST_NAME)
     if found is None:
         return None
     content, mark = found
@@ -187,21 +224,21 @@ def _read_committed(root: StoreFolder) -> _Committed | None:
         ) from error
 
 
-def _read_manifest_object(root: StoreFolder) -> tuple[bytes, Mark] | None:
-    """Return the content and the mark of the manifest, of one moment; None if there is none.
+def _read_object(root: StoreFolder, name: str) -> tuple[bytes, Mark] | None:
+    """Return the content and the mark of a file, of one moment; None if there is none.
 
     Raises:
         OutputBusy: It is replaced all the time.
     """
     for _ in range(_ATTEMPTS):
         try:
-            mark = root.mark(MANIFEST_NAME)
-            content = root.read_range(MANIFEST_NAME, 0, min(mark.size, LARGEST_MANIFEST) + 1)
-            if root.mark(MANIFEST_NAME) == mark:
+            mark = root.mark(name)
+            content = root.read_range(name, 0, min(mark.size, LARGEST_MANIFEST) + 1)
+            if root.mark(name) == mark:
                 return content, mark
         except FileNotFoundError:
             return None
-    raise OutputBusy(f"{root}/{MANIFEST_NAME} keeps changing", remedy="run it again later")
+    raise OutputBusy(f"{root}/{name} keeps changing", remedy="run it again later")
 
 
 def _file_names(root: StoreFolder, committed: _Committed) -> set[str]:
