@@ -113,13 +113,9 @@ def build(
             _check_complete(rounds, output.work)
             done = separate_equal(rounds, workers.executor, shown)
             held_out = _write_evaluation(config, workers, done, output, shown)
-        manifest = _make_manifest(config, setup, done, output, evaluation=False)
-        evaluation = None
-        if held_out is not None:
-            evaluation = _make_manifest(config, setup, [held_out], output, evaluation=True)
+        manifest, evaluation = _make_manifests(config, setup, done, held_out, output)
         _check_groups(manifest, config)
         check_unchanged(setup.inputs)
-        manifest = link_evaluation(manifest, evaluation)
         _keep_for_later_builds(output.work, tasks, done, keep_spill=config.output.keep_spill)
         card = data_card(manifest, evaluation)
         folder = output.commit(manifest, evaluation, card, keep_spill=config.output.keep_spill)
@@ -198,6 +194,21 @@ def _write_evaluation(
 def _evaluation_config(config: BuildConfig) -> BuildConfig:
     packing = config.evaluation.eval_packing or config.pack.packing
     return dataclasses.replace(config, pack=dataclasses.replace(config.pack, packing=packing))
+
+
+def _make_manifests(
+    config: BuildConfig,
+    setup: Setup,
+    done: list[GroupDone],
+    held_out: GroupDone | None,
+    output: Output,
+) -> tuple[Manifest, Manifest | None]:
+    """Return the manifests of the training build and of the evaluation build, if there is one."""
+    manifest = _make_manifest(config, setup, done, output, evaluation=False)
+    if held_out is None:
+        return manifest, None
+    evaluation = _make_manifest(config, setup, [held_out], output, evaluation=True)
+    return link_evaluation(manifest, evaluation), evaluation
 
 
 def _make_manifest(

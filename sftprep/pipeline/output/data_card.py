@@ -23,8 +23,8 @@ from sftprep.shards.schema import shard_columns, split_type
 LISTED_SHARDS = 10_000
 """The largest number of shards that are listed: `datasets` needs about a millisecond for each."""
 NOT_LISTED = "too-many-shards-to-list-see-README.md"
-"""The name in place of such a list, which `datasets` shows in its error. Without any list, it would
-guess the splits from the names of all files."""
+"""The name that replaces such a list, and that `datasets` shows in its error. Without any list, it
+would guess the splits from the names of all files."""
 _LISTED_ITEMS = 100
 """The largest number of items of other lists: sources, and settings such as the inputs."""
 _FOLDERS = {"train": SHARD_FOLDER, "validation": f"{EVAL_FOLDER}/{SHARD_FOLDER}"}
