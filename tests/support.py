@@ -3,13 +3,18 @@ the reason to skip; the number of random examples; and a limit on time."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from sftprep import read_manifest
+from sftprep.shards.layout import rejected_path
 
 _CANDIDATE = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 SHARED: Path = _CANDIDATE
@@ -48,3 +53,13 @@ def rejected_file(folder: Path) -> Path:
     """Return the file of the rejected records of a build with one group."""
     (path,) = (folder / "rejected").iterdir()
     return path
+
+
+def rejected_entries(folder: Path) -> list[dict[str, Any]]:
+    """Return the rejected records of a build, in the order of its groups."""
+    return [
+        json.loads(line)
+        for entry in read_manifest(folder).groups
+        if entry.rejected
+        for line in (folder / rejected_path(entry.key, entry.rejected)).read_text().splitlines()
+    ]

@@ -21,7 +21,7 @@ from sftprep.errors import WorkerError
 from sftprep.pipeline.executors.base import Executor, check_sendable
 from sftprep.pipeline.groups.ledgers import check_not_empty, check_rejected
 from sftprep.pipeline.groups.receipt_cache import keep_results
-from sftprep.pipeline.groups.receipts import limit_spills, place_files
+from sftprep.pipeline.groups.receipts import limit_spills, place_group_file
 from sftprep.pipeline.groups.rounds import (
     GroupProgress,
     Rounds,
@@ -32,14 +32,15 @@ from sftprep.pipeline.groups.rounds import (
 from sftprep.pipeline.groups.run import write_evaluation
 from sftprep.pipeline.groups.task import GroupDone, GroupTask
 from sftprep.pipeline.output.claim import Output, claim_destination, find_destination
+from sftprep.pipeline.output.data_card import data_card
 from sftprep.pipeline.output.part_identity import check_identity
-from sftprep.pipeline.output.root_manifest import link_evaluation, make_manifest
+from sftprep.pipeline.output.root_manifest import NewGroup, link_evaluation, make_manifest
 from sftprep.pipeline.passes.shard_pass import Progress
 from sftprep.pipeline.prepare.inputs import check_unchanged
 from sftprep.pipeline.prepare.setup import Setup, prepare_setup
 from sftprep.pipeline.workers import Workers, connect_executor, input_bytes, start_workers
 from sftprep.records.inspection.source_reading import SourceReading
-from sftprep.shards.layout import EVAL_FOLDER, rejected_path
+from sftprep.shards.layout import EVAL_FOLDER, raw_rejected_name, rejected_path
 from sftprep.shards.manifest import Manifest
 from sftprep.sources.partition import Source
 from sftprep.stores.folder import BuildFolder
@@ -112,15 +113,12 @@ def build(
             _check_complete(rounds, output.work)
             done = separate_equal(rounds, workers.executor, shown)
             held_out = _write_evaluation(config, workers, done, output, shown)
-        manifest = _make_manifest(config, setup, done, output, evaluation=False)
-        evaluation = None
-        if held_out is not None:
-            evaluation = _make_manifest(config, setup, [held_out], output, evaluation=True)
+        manifest, evaluation = _make_manifests(config, setup, done, held_out, output)
         _check_groups(manifest, config)
         check_unchanged(setup.inputs)
-        manifest = link_evaluation(manifest, evaluation)
         _keep_for_later_builds(output.work, tasks, done, keep_spill=config.output.keep_spill)
-        folder = output.commit(manifest, evaluation, keep_spill=config.output.keep_spill)
+        card = data_card(manifest, evaluation)
+        folder = output.commit(manifest, evaluation, card, keep_spill=config.output.keep_spill)
     return BuildReport(
         folder,
         dataclasses.replace(manifest, folder=folder),
@@ -198,6 +196,21 @@ def _evaluation_config(config: BuildConfig) -> BuildConfig:
     return dataclasses.replace(config, pack=dataclasses.replace(config.pack, packing=packing))
 
 
+def _make_manifests(
+    config: BuildConfig,
+    setup: Setup,
+    done: list[GroupDone],
+    held_out: GroupDone | None,
+    output: Output,
+) -> tuple[Manifest, Manifest | None]:
+    """Return the manifests of the training build and of the evaluation build, if there is one."""
+    manifest = _make_manifest(config, setup, done, output, evaluation=False)
+    if held_out is None:
+        return manifest, None
+    evaluation = _make_manifest(config, setup, [held_out], output, evaluation=True)
+    return link_evaluation(manifest, evaluation), evaluation
+
+
 def _make_manifest(
     config: BuildConfig,
     setup: Setup,
@@ -211,10 +224,13 @@ def _make_manifest(
     groups = [each for each in done if each.key]
     config = _evaluation_config(config) if evaluation else config
     for each in groups:
-        place_files(output.work, staging, each)
-    names = [(each.key, each.digest) for each in groups]
+        place_group_file(output.work, staging, each)
+    files = [
+        NewGroup(each.key, each.digest, output.work / raw_rejected_name(each.receipt))
+        for each in groups
+    ]
     final = output.work.parent / staging.relative_to(output.work)
-    return make_manifest(config, setup, names, staging, final, evaluation=evaluation)
+    return make_manifest(config, setup, files, staging, final, evaluation=evaluation)
 
 
 def _check_groups(manifest: Manifest, config: BuildConfig) -> None:
@@ -228,7 +244,11 @@ def _check_groups(manifest: Manifest, config: BuildConfig) -> None:
     assert isinstance(folder, Path)
     if len(manifest.groups) == 1:
         return
-    rejected = [folder / rejected_path(entry.key) for entry in manifest.groups]
+    rejected = [
+        folder / rejected_path(entry.key, entry.rejected)
+        for entry in manifest.groups
+        if entry.rejected
+    ]
     check_rejected(manifest.accounting, rejected, config)
     if not manifest.accounting.sequences:  # otherwise the inputs are not needed
         inputs = manifest.inputs

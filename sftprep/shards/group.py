@@ -23,8 +23,15 @@ import xxhash
 
 from sftprep.core.regular_files import read_regular_file
 from sftprep.errors import ManifestError, ShardError
-from sftprep.shards.json_fields import FieldError, encode_json, parse_fields
-from sftprep.shards.layout import LARGEST_MANIFEST, group_path
+from sftprep.shards.json_fields import FieldError, check_text, encode_json, parse_fields
+from sftprep.shards.layout import (
+    KEY_PATTERN,
+    LARGEST_MANIFEST,
+    SHARD_FOLDER,
+    group_path,
+    index_path,
+    rejected_path,
+)
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.schema import ORIGIN_BITS, SHARD_NAME
 from sftprep.stores.cache import local_file
@@ -34,7 +41,9 @@ if TYPE_CHECKING:
     PackCounts = array[int]
 else:
     PackCounts = array  # before Python 3.12, it is not generic when the program runs
+_KEY = re.compile(KEY_PATTERN)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_XXH3 = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +115,8 @@ class Group:
     inputs: tuple[InputInfo, ...]
     accounting: Ledger  # the sum of the ledgers of its inputs
     lengths: dict[str, Any]  # histogram of the lengths of the sequences before they were cut
-    # The counts of these lengths for each source, as `lengths["exact"]` has them for all sources.
+    # The exact counts of lengths and positions for each source, as `lengths["exact"]` has them for
+    # all sources.
     source_lengths: dict[str, Any]
     plan: dict[str, Any]  # strategy, packs, fill, seed and digest of the packing
     template: dict[str, int]  # how often each way of rendering and masking was used
@@ -118,6 +128,8 @@ class Group:
     # Digest of its records in hex, which seeds the order of its packs; it depends on no setting of
     # the packing, and not on which of the records are used.
     records: str = ""
+    # The columns of its shards, and their types, such as list<int32>; empty before version 2.0.
+    columns: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -138,6 +150,15 @@ class Group:
     def shard_bytes(self) -> int:
         """The size of all shards."""
         return sum(shard.bytes for shard in self.shards)
+
+    def check(self) -> None:
+        """Check what names of files are made of, apart from shards, see `GroupEntry.check`.
+
+        Raises:
+            FieldError: It is something else than a key or a digest.
+        """
+        check_text(_KEY, self.key, "key")
+        check_text(_XXH3, self.index_digest, "index_digest")
 
     def to_json(self) -> bytes:
         """Return the bytes of its file: UTF-8 JSON with sorted keys."""
@@ -203,6 +224,37 @@ class GroupEntry:
             rejected=rejected,
         )
 
+    def check(self, place: str) -> None:
+        """Check what names of files are made of, for an entry of a build since version 2.0.
+
+        A name such as ../../etc/passwd would make readers open files outside the folder.
+
+        Args:
+            place: Its place in the manifest, for the error.
+
+        Raises:
+            FieldError: It is something else than a key or a digest.
+        """
+        check_text(_KEY, self.key, f"{place}.key")
+        check_text(_SHA256, self.digest, f"{place}.digest")
+        if self.rejected:
+            check_text(_SHA256, self.rejected, f"{place}.rejected")
+
+
+def files_of_group(entry: GroupEntry, group: Group) -> list[str]:
+    """Return the paths of all files of a group, relative to the folder of its build.
+
+    The shards are first, and the file of the group, which names them, is last. Before version 2.0,
+    there are only shards.
+    """
+    names = [f"{SHARD_FOLDER}/{shard.name}" for shard in group.shards]
+    if entry.rejected:
+        names.append(rejected_path(entry.key, entry.rejected))
+    if entry.digest:
+        names.append(index_path(entry.key, group.index_digest))
+        names.append(group_path(entry.key, entry.digest))
+    return names
+
 
 def read_group(folder: BuildFolder, key: str, digest: str, *, keep: bool = True) -> Group:
     """Read the file of a group.
@@ -217,7 +269,7 @@ def read_group(folder: BuildFolder, key: str, digest: str, *, keep: bool = True)
         ManifestError: The file is missing or damaged, or names files outside the folder.
     """
     try:
-        with local_file(folder, group_path(key), digest) as path:
+        with local_file(folder, group_path(key, digest), digest) as path:
             try:
                 status = path.stat() if keep else None
             except OSError:
@@ -251,6 +303,7 @@ def _read_group(path: Path, key: str, digest: str) -> Group:
         group: Group = parse_fields(Group, json.loads(content), "")
         if group.key != key:
             raise FieldError(f"its key is {group.key}")
+        group.check()
     except (FieldError, ValueError, RecursionError) as error:
         raise ManifestError(
             f"{path} is damaged: {error}", remedy="remove the folder, and build again"

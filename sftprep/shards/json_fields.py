@@ -144,6 +144,12 @@ def check_field(kind: Any, value: Any, name: str) -> Any:
     return value
 
 
+def check_text(pattern: re.Pattern[str], text: str, name: str) -> None:
+    """Raise FieldError unless a pattern matches all of a text."""
+    if not pattern.fullmatch(text):
+        raise FieldError(f"{name} is {shorten(text)}")
+
+
 def shorten(value: Any) -> str:
     return "an object" if isinstance(value, dict) else f"{value!a:.40}"
 

@@ -16,6 +16,7 @@ from sftprep.stores.folder import StoreFolder, folder_of
 from sftprep.stores.hub import is_hub_url
 
 MANIFEST_NAME = "manifest.json"
+CARD_NAME = "README.md"  # the data card
 SHARD_FOLDER = "shards"
 GROUP_FOLDER = "groups"
 REJECTED_FOLDER = "rejected"
@@ -30,6 +31,7 @@ SPILL_PATTERN = r"[0-9a-f]{40}\.arrow"  # names of spills in the work folder
 HELD_OUT_PATTERN = r"held-out-[0-9a-f]{40}\.arrow"  # those of held-out sequences alone
 EVAL_MANIFEST_PATTERN = r"manifest-[0-9a-f]{16}\.json"  # names of manifests in the folder `eval`
 KEY_PATTERN = r"[0-9a-f]{16}"  # keys of groups, see `Group.key`
+GROUP_FILE_PATTERN = rf"{KEY_PATTERN}-[0-9a-f]{{16}}"  # names of files of groups: key and digest
 RECEIPT_PATTERN = r"receipt-[0-9a-f]{40}\.json"  # names of receipts in the work folder
 RECEIPT_FIELD = "sftprep_receipt"  # the key in the first line of a receipt
 RECIPE_PATTERN = r"recipe-[0-9a-f]{16}\.jsonl"  # names of recipes in the work folder
@@ -55,19 +57,28 @@ _MARKERS = {
 }
 
 
-def group_path(key: str) -> str:
-    """Return the path of the file of a group, relative to the folder of its build."""
-    return f"{GROUP_FOLDER}/{key}.json"
+def group_path(key: str, digest: str) -> str:
+    """Return the path of the file of a group, relative to the folder of its build.
+
+    Like those of the other files of a group, the name contains a digest of the content. The key
+    alone is not enough: it depends on the records only, and the file also names their inputs. So
+    no build overwrites a file that the manifest of another one names with other bytes.
+
+    Args:
+        key: The key of the group.
+        digest: The digest of the file, in hex, of which the name has 16 digits.
+    """
+    return f"{GROUP_FOLDER}/{key}-{digest[:16]}.json"
 
 
-def index_path(key: str) -> str:
-    """Return the path of the index of a group, relative to the folder of its build."""
-    return f"{GROUP_FOLDER}/{key}.index"
+def index_path(key: str, digest: str) -> str:
+    """Return the path of the index of a group, see `group_path`."""
+    return f"{GROUP_FOLDER}/{key}-{digest[:16]}.index"
 
 
-def rejected_path(key: str) -> str:
-    """Return the path of the rejected records of a group, relative to the folder of its build."""
-    return f"{REJECTED_FOLDER}/{key}.jsonl"
+def rejected_path(key: str, digest: str) -> str:
+    """Return the path of the rejected records of a group, see `group_path`."""
+    return f"{REJECTED_FOLDER}/{key}-{digest[:16]}.jsonl"
 
 
 def receipt_name(key: str) -> str:

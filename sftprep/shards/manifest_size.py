@@ -19,10 +19,13 @@ from sftprep.shards.manifest import Manifest
 
 # The largest count that is assumed: that of a group cannot be larger.
 _COUNT = 10**13 - 1
-# Bytes for the fields that are known only when the file is made: the totals and the plan.
-_UNKNOWN_BYTES = 64 * 1024
+# Bytes for the fields that are known only when the file is made: the totals, the plan, and the
+# counts of tokens by bins of lengths and of positions.
+_UNKNOWN_BYTES = 128 * 1024
 MOST_EXACT_LENGTHS = 1 << 17
 """The longest sequence whose exact length is counted in a manifest."""
+POSITION_BIN = 64
+"""The number of positions whose trained tokens are counted together in a manifest."""
 _BYTES_PER_LENGTH = 32  # a length and its count, each on a line
 
 

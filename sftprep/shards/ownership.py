@@ -15,17 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import xxhash
 
 from sftprep.core.atomic_write import is_temporary_name
+from sftprep.core.regular_files import read_regular_file
 from sftprep.shards.layout import (
+    CARD_NAME,
     COMMIT_NAME,
     EVAL_FOLDER,
     EVAL_MANIFEST_PATTERN,
+    GROUP_FILE_PATTERN,
     GROUP_FOLDER,
     HELD_OUT_PATTERN,
     IDENTITY_FIELD,
     IDENTITY_NAME,
-    KEY_PATTERN,
+    LARGEST_MANIFEST,
     LOCK_NAME,
     MANIFEST_NAME,
     MARKER_NAME,
@@ -50,6 +54,10 @@ _INDEX_COLUMNS = (
     {"tokens", "trained", "origin"},
 )
 _NUMPY_START = b"\x93NUMPY"
+_CARD_START = (
+    b"---\n# Written by sftprep, which replaces this file with the next build here, unless it was"
+    b" changed: "
+)
 _COMMIT_KEY = "sftprep_commit"
 _REJECTED_KEYS = {"file", "line", "column", "reason", "message", "excerpt"}
 
@@ -71,6 +79,8 @@ def is_final_file(path: Path) -> bool:
     """Return whether a build wrote the file at a final path of a commit."""
     if path.name == MANIFEST_NAME or re.fullmatch(EVAL_MANIFEST_PATTERN, path.name):
         return has_manifest(path)
+    if path.name == CARD_NAME:
+        return _is_card_file(path)
     if path.parent.name == GROUP_FOLDER:
         return _is_index(path) if path.suffix == ".index" else has_group(path)
     return _is_rejected(path) if path.suffix == ".jsonl" else is_shard(path)
@@ -89,6 +99,29 @@ def _is_index(path: Path) -> bool:
     """Return whether a file is the index of a group, by the schema at its start."""
     schema = _read_arrow_schema(path)
     return schema is not None and any(set(schema.names) >= names for names in _INDEX_COLUMNS)
+
+
+def mark_card(text: str) -> bytes:
+    """Return the content of a data card, with a first line by which builds know it.
+
+    Args:
+        text: The rest of its YAML block, and everything after it.
+    """
+    content = text.encode("utf-8", "backslashreplace")
+    return _CARD_START + xxhash.xxh3_128_hexdigest(content).encode() + b"\n" + content
+
+
+def is_card(content: bytes) -> bool:
+    """Return whether bytes are those of a data card that nobody has changed."""
+    checksum, _, rest = content.removeprefix(_CARD_START).partition(b"\n")
+    return content.startswith(_CARD_START) and checksum == xxhash.xxh3_128_hexdigest(rest).encode()
+
+
+def _is_card_file(path: Path) -> bool:
+    try:
+        return is_card(read_regular_file(path, LARGEST_MANIFEST))
+    except OSError:
+        return False
 
 
 def commit_bytes(names: list[str]) -> bytes:
@@ -192,10 +225,11 @@ _TESTS: tuple[tuple[re.Pattern[str], Callable[[Path], bool]], ...] = (
     (re.compile(re.escape(LOCK_NAME)), _is_lock),
     (re.compile(re.escape(COMMIT_NAME)), _is_commit),
     (re.compile(re.escape(IDENTITY_NAME)), _starts_with(IDENTITY_FIELD)),
+    (re.compile(re.escape(CARD_NAME)), _is_card_file),
     (re.compile(rf"({EVAL_FOLDER}/)?{re.escape(MANIFEST_NAME)}"), has_manifest),
-    (re.compile(rf"({EVAL_FOLDER}/)?{GROUP_FOLDER}/{KEY_PATTERN}\.json"), has_group),
-    (re.compile(rf"({EVAL_FOLDER}/)?{GROUP_FOLDER}/{KEY_PATTERN}\.index"), _is_index),
-    (re.compile(rf"({EVAL_FOLDER}/)?{REJECTED_FOLDER}/{KEY_PATTERN}\.jsonl"), _is_rejected),
+    (re.compile(rf"({EVAL_FOLDER}/)?{GROUP_FOLDER}/{GROUP_FILE_PATTERN}\.json"), has_group),
+    (re.compile(rf"({EVAL_FOLDER}/)?{GROUP_FOLDER}/{GROUP_FILE_PATTERN}\.index"), _is_index),
+    (re.compile(rf"({EVAL_FOLDER}/)?{REJECTED_FOLDER}/{GROUP_FILE_PATTERN}\.jsonl"), _is_rejected),
     (re.compile(RECIPE_PATTERN), _starts_with("tokenizer", "train_on", "renames")),
     (re.compile(rf"{SPILL_PATTERN}|{HELD_OUT_PATTERN}"), _is_spill),
     (re.compile(RECEIPT_PATTERN), _starts_with(RECEIPT_FIELD)),

@@ -148,8 +148,9 @@ def write_index_content(folder: Path, key: str, content: bytes) -> str:
     Raises:
         StorageError: The file cannot be written.
     """
-    write_bytes(folder / index_path(key), content)
-    return xxhash.xxh3_128_hexdigest(content)
+    digest = xxhash.xxh3_128_hexdigest(content)
+    write_bytes(folder / index_path(key, digest), content)
+    return digest
 
 
 def read_index(folder: BuildFolder, group: Group) -> PackIndex:
@@ -163,7 +164,8 @@ def read_index(folder: BuildFolder, group: Group) -> PackIndex:
         ShardError: The file is missing or damaged.
         StorageError: The store cannot be reached.
     """
-    with local_file(folder, index_path(group.key), group.index_digest) as path:
+    name = index_path(group.key, group.index_digest)
+    with local_file(folder, name, group.index_digest) as path:
         return read_index_file(path, group)
 
 

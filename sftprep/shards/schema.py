@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -73,10 +74,10 @@ def numpy_view(array: pa.Array) -> NDArray[Any]:
     return values[array.offset : array.offset + len(array)]
 
 
-def shard_schema(
+def shard_columns(
     max_length: int, *, position_ids: bool, loss_weights: bool = False, flags: bool = True
-) -> pa.Schema:
-    """Return the Arrow schema of a shard, with `datasets` features.
+) -> dict[str, str]:
+    """Return the columns of a shard, in order, and their types, see `schema_of`.
 
     Args:
         max_length: Tokens per pack at most, which determines the type of position ids.
@@ -84,36 +85,59 @@ def shard_schema(
         loss_weights: Whether the shard has the column `loss_weights`.
         flags: Whether the shard has the column `flags`.
     """
-    types = {
-        "input_ids": pa.int32(),
-        "completion_mask": pa.bool_(),
-        "seq_lengths": pa.int32(),
-        "origin": pa.int64(),
-    }
-    if position_ids:
-        types["position_ids"] = pa.from_numpy_dtype(position_dtype(max_length))
-    if loss_weights:
-        types["loss_weights"] = pa.float32()
-    if flags:
-        types["flags"] = pa.uint8()
     # The order of columns is part of the bytes of a shard, and so of its name.
-    columns = (
-        "input_ids",
-        "position_ids",
-        "completion_mask",
-        "seq_lengths",
-        "origin",
-        "loss_weights",
-        "flags",
+    columns = {
+        "input_ids": "list<int32>",
+        "position_ids": f"list<{np.dtype(position_dtype(max_length))}>" if position_ids else "",
+        "completion_mask": "list<bool>",
+        "seq_lengths": "list<int32>",
+        "origin": "list<int64>",
+        "loss_weights": "list<float32>" if loss_weights else "",
+        "flags": "list<uint8>" if flags else "",
+    }
+    return {name: kind for name, kind in columns.items() if kind}
+
+
+def shard_schema(
+    max_length: int, *, position_ids: bool, loss_weights: bool = False, flags: bool = True
+) -> pa.Schema:
+    """Return the Arrow schema of a shard, with `datasets` features.
+
+    Args:
+        max_length: As for `shard_columns`.
+        position_ids: As for `shard_columns`.
+        loss_weights: As for `shard_columns`.
+        flags: As for `shard_columns`.
+    """
+    return schema_of(
+        shard_columns(max_length, position_ids=position_ids, loss_weights=loss_weights, flags=flags)
     )
-    order = [name for name in columns if name in types]
-    # Arrow's name for the type is "float" where that of `datasets` is "float32".
-    dtypes = {
-        name: "float32" if types[name] == pa.float32() else str(types[name]) for name in order
-    }
-    features = {
-        name: {"feature": {"dtype": dtypes[name], "_type": "Value"}, "_type": "List"}
-        for name in order
-    }
+
+
+def schema_of(columns: Mapping[str, str]) -> pa.Schema:
+    """Return an Arrow schema with `datasets` features.
+
+    Args:
+        columns: The columns and their types: list<int32>, or int32 without a list. The names of
+            the types are those of `datasets`; Arrow accepts them too.
+    """
+    features: dict[str, Any] = {}
+    fields = []
+    for name, kind in columns.items():
+        dtype, is_list = split_type(kind)
+        value = {"dtype": dtype, "_type": "Value"}
+        features[name] = {"feature": value, "_type": "List"} if is_list else value
+        stored = pa.type_for_alias(dtype)
+        fields.append(pa.field(name, pa.list_(stored) if is_list else stored))
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    return pa.schema([pa.field(name, pa.list_(types[name])) for name in order], metadata=metadata)
+    return pa.schema(fields, metadata=metadata)
+
+
+def split_type(kind: str) -> tuple[str, bool]:
+    """Return the type of the values of a column, and whether they are in lists.
+
+    Example:
+        "list<int32>"  ->  ("int32", True)
+    """
+    dtype = kind.removeprefix("list<").removesuffix(">")
+    return dtype, dtype != kind

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -83,6 +84,9 @@ def state(folder: Path) -> str | None:
     except ManifestError:
         return None
     assert sum(len(pack.input_ids) for pack in open_shards(folder)) == read_manifest(folder).tokens
+    # The data card is that of one build, whose files are all there.
+    for name in re.findall(r"- ((?:eval/)?shards/.*)", (folder / "README.md").read_text()):
+        assert (folder / name).is_file()
     # A kill between the moves of a commit leaves shards of the other build.
     assert all("no manifest lists" in problem for problem in verify(folder).problems)
     return digest
@@ -173,6 +177,26 @@ def test_a_killed_replacement_of_planned_packs_keeps_the_sequences(small, tmp_pa
         lambda: build(small(tmp_path / "o", max_length=64, **settings)),
     )
     assert content(tmp_path / "o") == golden
+
+
+def test_a_killed_replacement_by_the_same_records_of_another_path_damages_nothing(small, tmp_path):
+    """The files of groups name the inputs, so both builds have different files of one group."""
+    copies = []
+    for name in "ab":
+        copies.append(str(tmp_path / f"copy-{name}.jsonl"))
+        Path(copies[-1]).write_bytes((tmp_path / f"{name}.jsonl").read_bytes())
+
+    def copied(output: Path) -> BuildConfig:
+        config = small(output, overwrite=True)
+        return dataclasses.replace(config, source=SourceConfig(tuple(copies)))
+
+    after = build(copied(tmp_path / "golden")).manifest
+    before = build(small(tmp_path / "o")).manifest
+    assert before.data_digest == after.data_digest
+    kill_before_each_change(
+        tmp_path / "o", before.digest, after.digest, lambda: build(copied(tmp_path / "o"))
+    )
+    assert content(tmp_path / "o") == content(tmp_path / "golden")
 
 
 def test_a_kill_after_a_kill_at_every_moment_still_ends_in_the_same_bytes(small, tmp_path):

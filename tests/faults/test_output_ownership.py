@@ -64,8 +64,8 @@ def test_a_hard_link_with_the_name_of_the_lock_is_not_written_to(make, tmp_path,
         "commit.json",
         "manifest.json",
         "eval/manifest.json",
-        "rejected/0123456789abcdef.jsonl",
-        "groups/0123456789abcdef.json",
+        "rejected/0123456789abcdef-0123456789abcdef.jsonl",
+        "groups/0123456789abcdef-0123456789abcdef.json",
         "duplicates-00000.npy",
         "recipe-0123456789abcdef.jsonl",
         f"{'0' * 40}.arrow",
@@ -266,7 +266,7 @@ def test_the_lock_is_held_until_the_marker_is_gone(make, tmp_path, monkeypatch, 
     assert removed == ([("spill", True)] if created else [("build.json", True), ("lock", True)])
 
 
-REJECTED_FILE = "rejected/0123456789abcdef.jsonl"
+REJECTED_FILE = "rejected/0123456789abcdef-0123456789abcdef.jsonl"
 REJECTED = json.dumps(
     dict.fromkeys(("file", "line", "column", "reason", "message", "excerpt"), "text")
 )
@@ -299,7 +299,7 @@ def interrupted(make, tmp_path):
         (REJECTED_FILE, ""),
         (REJECTED_FILE, '{"file": "a", "line": 1, "reason": "mine"}\n'),
         (REJECTED_FILE, f"{REJECTED}\nmine\n"),
-        ("groups/0123456789abcdef.json", "mine"),
+        ("groups/0123456789abcdef-0123456789abcdef.json", "mine"),
     ],
 )
 @pytest.mark.parametrize("overwrite", [True, False])
@@ -334,9 +334,32 @@ def test_a_user_file_that_replaced_the_rejected_records_of_a_build_is_kept(
     build(rows, **settings)
     path = rejected_file(tmp_path / "o")
     path.write_text("mine")
-    with pytest.raises(OutputExists, match=r": rejected/[0-9a-f]{16}\.jsonl"):
+    with pytest.raises(OutputExists, match=r": rejected/[0-9a-f]{16}-[0-9a-f]{16}\.jsonl"):
         build(rows, **settings)
     assert path.read_text() == "mine"
+
+
+def test_a_build_whose_group_file_is_damaged_is_replaced(make, tmp_path):
+    """The names of its other files are not known, so they are found by the key of the group."""
+    make(seed=1, eval_fraction=0.3)
+    for folder in ("o", "o/eval"):
+        (path,) = (tmp_path / folder / "groups").glob("*.json")
+        path.write_text("{}")
+    make(seed=2)
+    assert verify(tmp_path / "o").ok
+    assert len(list((tmp_path / "o" / "groups").iterdir())) == 2
+    assert not (tmp_path / "o" / "eval").exists()
+
+
+def test_a_file_of_a_user_alongside_a_damaged_group_file_is_kept(make, tmp_path):
+    make()
+    (path,) = (tmp_path / "o" / "groups").glob("*.json")
+    path.write_text("{}")
+    path.with_name(f"{path.stem}-mine.json").write_text("mine")
+    before = snapshot(tmp_path / "o")
+    with pytest.raises(OutputExists, match=r"-mine\.json"):
+        make()
+    assert snapshot(tmp_path / "o") == before
 
 
 def test_a_lock_left_without_its_marker_does_not_stop_the_next_build(make, tmp_path):

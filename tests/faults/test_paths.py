@@ -346,7 +346,12 @@ def test_a_failed_build_leaves_the_rejected_records_of_the_one_before(
     assert named in caught.value.remedy
     assert len(Path(named).read_text().splitlines()) == 2
     build(records([{"text": "a"}]), tokenizer=tokenizer_dir, output=output, **settings_)
-    assert sorted(p.name for p in output.iterdir()) == ["groups", "manifest.json", "shards"]
+    assert sorted(p.name for p in output.iterdir()) == [
+        "README.md",
+        "groups",
+        "manifest.json",
+        "shards",
+    ]
 
 
 # --- reading inputs ----------------------------------------------------------------------------

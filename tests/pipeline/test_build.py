@@ -264,7 +264,12 @@ def test_files_in_a_folder_may_have_different_formats(tokenizer_dir, tmp_path):
     ]
     assert report.manifest.accounting.records == report.manifest.accounting.sequences == 315
     assert verify(report.folder).ok
-    assert sorted(os.listdir(report.folder)) == ["groups", "manifest.json", "shards"]
+    assert sorted(os.listdir(report.folder)) == [
+        "README.md",
+        "groups",
+        "manifest.json",
+        "shards",
+    ]
 
 
 BAD = '{"text": "a"}\n\n{"text": 7}\n{"text": "b"}\n{oops\n'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from sftprep.sources.groups import cut_groups
 from sftprep.sources.partition import PARTITION_BYTES, Source
 from tests.pipeline.builds import check_accounting, content, texts
 from tests.pipeline.group_inputs import GROUP_BYTES, WORDS, texts_of, write
+from tests.support import rejected_entries
 
 
 @pytest.fixture
@@ -105,13 +105,8 @@ def test_records_equal_to_those_of_another_group_are_dropped(run: Any, tmp_path:
     for report in (one, many):
         assert report.manifest.accounting.left_out == expected
     assert locations(many.folder) == locations(one.folder)
-    lines = [
-        json.loads(line)
-        for entry in many.manifest.groups
-        if entry.rejected
-        for line in (many.folder / "rejected" / f"{entry.key}.jsonl").read_text().splitlines()
-    ]
-    assert [line["line"] for line in lines] == list(range(1501, 1751))
+    lines = [entry["line"] for entry in rejected_entries(many.folder)]
+    assert lines == list(range(1501, 1751))
 
 
 def test_a_mixture_counts_what_is_left_after_duplicates_and_held_out_records(
@@ -168,12 +163,7 @@ def test_rejected_records_and_warnings_have_the_lines_of_their_file(
         rows[line - 1] = "{"
     path = write(tmp_path / "a.jsonl", rows)
     report = run(path, "o", on_bad_record="quarantine")
-    found = [
-        json.loads(line)
-        for entry in report.manifest.groups
-        if entry.rejected
-        for line in (report.folder / "rejected" / f"{entry.key}.jsonl").read_text().splitlines()
-    ]
+    found = rejected_entries(report.folder)
     assert [(entry["file"], entry["line"]) for entry in found] == [
         (path, line) for line in (5, 1200, 1900)
     ]

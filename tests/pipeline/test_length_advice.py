@@ -190,6 +190,10 @@ def test_verify_finds_a_histogram_that_does_not_fit_the_ledger(
     for tokens in ([1, 2], "many", None, [None]):
         rewritten(tmp_path / "out", lambda values: values["lengths"].update(tokens=tokens))  # noqa: B023
         assert any("histogram of lengths" in p for p in verify(tmp_path / "out").problems)
+    for positions in ([10**6], "many", None):
+        change = {"exact": {"trained_positions": positions}}
+        rewritten(tmp_path / "out", lambda values: values["lengths"].update(change))  # noqa: B023
+        assert any("by position" in p for p in verify(tmp_path / "out").problems)
     # Builds of older versions have no histogram.
     rewritten(tmp_path / "out", lambda values: values.update(lengths={}))
     assert verify(tmp_path / "out").problems == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import zip_longest
 
 import numpy as np
 import pytest
@@ -18,9 +19,12 @@ from sftprep.pipeline.passes.overlong import OVERLONG, LengthLimit, fit_lengths
 from sftprep.pipeline.passes.sequence_stats import (
     count_exact_lengths,
     count_lengths,
+    count_trained_positions,
     describe_lengths,
     length_bounds,
+    sum_exact_counts,
 )
+from sftprep.shards.manifest_size import MOST_EXACT_LENGTHS
 from tests.semantics.prepared import prepare
 
 SEQUENCES = st.lists(st.lists(st.booleans(), max_size=12), max_size=8)
@@ -123,13 +127,19 @@ def test_the_histogram_says_what_each_length_would_keep(masks, overlong, limit, 
     targets = find_targets(batch.completion_mask, batch.offsets)
     rule = LengthLimit(max_length=limit, overlong=overlong, truncate_side=side)
     counted = count_lengths(batch, targets, rule)
-    exact = count_exact_lengths(batch, rule)
-    histogram = describe_lengths([counted, counted[:, :0]], [exact, exact[:0]], rule)
-    found = dict(zip(*histogram["exact"].values(), strict=True))
+    exact = sum_exact_counts(
+        [count_exact_lengths(batch, rule), np.zeros(0, np.int64)],
+        [np.zeros(0, np.int64), count_trained_positions(batch, targets)],
+    )
+    histogram = describe_lengths([counted, counted[:, :0]], exact, rule)
+    found = dict(zip(exact["lengths"], exact["sequences"], strict=True))
     assert found == Counter(len(mask) for mask in masks if len(mask) <= limit)
     assert sum(histogram["sequences"]) == len(masks)
     assert sum(histogram["tokens"]) == batch.offsets[-1]
     assert sum(histogram["trained_tokens"]) == targets.total
+    positions = Counter(k // 64 for mask in masks for k in range(1, len(mask)) if mask[k])
+    longest = max(positions, default=-1)
+    assert exact["trained_positions"] == [positions[k] for k in range(longest + 1)]
     # Whatever is not dropped or rejected is measured as if it were truncated.
     measured = overlong if overlong in ("drop", "error") else "truncate"
     kept = np.cumsum(counted, axis=1)
@@ -170,10 +180,30 @@ def test_the_plan_of_a_build_follows_from_its_manifest(records, tokenizer_dir, t
     """Truncated sequences have the largest length."""
     report, _ = built(records, tokenizer_dir, tmp_path, TEXTS * 9, max_length=50)
     lengths = report.manifest.lengths
-    counts = Counter(dict(zip(*lengths["exact"].values(), strict=True)))
+    exact = lengths["exact"]
+    counts = Counter(dict(zip(exact["lengths"], exact["sequences"], strict=True)))
     counts[50] += sum(lengths["sequences"]) - counts.total()
     plan = plan_counts((sorted(counts), [counts[n] for n in sorted(counts)]), 50)
     assert (plan.num_bins, plan.tokens) == (report.manifest.rows, report.manifest.tokens)
+
+
+def test_what_another_length_keeps_follows_from_the_manifest(records, tokenizer_dir, tmp_path):
+    """Also where it is longer than that of the build, and over several groups."""
+    rows = [{"text": " ".join(f"w{k}" for k in range(n))} for n in (3, 100, 150, 40, 290) * 9]
+    settings = {"group_bytes": 1 << 16, "workers": 1}
+    report, _ = built(records, tokenizer_dir, tmp_path, rows * 9, max_length=100, **settings)
+    manifest = report.manifest
+    assert len(manifest.groups) > 1
+    counts = manifest.lengths["exact"]["trained_positions"]
+    assert sum(counts) == manifest.accounting.trained_in
+    longer, _ = built(records, tokenizer_dir, tmp_path, rows * 9, "longer", max_length=192)
+    assert sum(counts[:3]) == longer.manifest.trained_tokens < sum(counts)
+
+
+def test_positions_beyond_the_longest_counted_one_are_left_out():
+    batch = batch_of([[True] * (MOST_EXACT_LENGTHS + 100), [True] * 3])
+    counts = count_trained_positions(batch, find_targets(batch.completion_mask, batch.offsets))
+    assert counts.tolist() == [65, *[64] * (MOST_EXACT_LENGTHS // 64 - 1)]
 
 
 def test_lengths_are_counted_by_source(records, tokenizer_dir, tmp_path):
@@ -189,6 +219,12 @@ def test_lengths_are_counted_by_source(records, tokenizer_dir, tmp_path):
     found = {name: sum(each["sequences"]) for name, each in group.source_lengths.items()}
     assert found == {"a": 3, "b": 5}
     assert sum(group.lengths["exact"]["sequences"]) == 8
+    by_position = [each["trained_positions"] for each in group.source_lengths.values()]
+    sums = [sum(counts) for counts in zip_longest(*by_position, fillvalue=0)]
+    assert group.lengths["exact"]["trained_positions"] == sums
+    assert [sum(counts) for counts in by_position] == [
+        source.trained_tokens for source in manifest.sources
+    ]
     assert verify(tmp_path / "o").problems == []
 
 

@@ -75,8 +75,9 @@ def write_manifest(
     (root / GROUP_FOLDER).mkdir(exist_ok=True)
     entries, digests = [], sha256()
     for group in groups:
-        (root / group_path(group.key)).write_bytes(group.to_json())
-        entries.append(GroupEntry.of(group, sha256(group.to_json()).hexdigest()))
+        digest = sha256(group.to_json()).hexdigest()
+        (root / group_path(group.key, digest)).write_bytes(group.to_json())
+        entries.append(GroupEntry.of(group, digest))
         for shard in group.shards:
             digests.update(bytes.fromhex(shard.sha256))
     manifest = Manifest(
@@ -211,17 +212,19 @@ def rewritten(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
     Args:
         root: The folder of the build.
-        change: Called with the values of the manifest, and with the `inputs` and `shards` of its
-            group.
+        change: Called with the values of the manifest, and with `inputs`, `shards` and
+            `index_digest` of its group.
     """
+    moved = ("inputs", "shards", "index_digest")
     values = json.loads((root / MANIFEST_NAME).read_bytes())
     entry = values["groups"][0]
-    path = root / group_path(entry["key"])
+    path = root / group_path(entry["key"], entry["digest"])
     group = json.loads(path.read_bytes())
-    values |= {name: group.pop(name) for name in ("inputs", "shards") if name in group}
+    values |= {name: group.pop(name) for name in moved if name in group}
     change(values)
-    group |= {name: values.pop(name) for name in ("inputs", "shards") if name in values}
-    path.write_text(json.dumps(group))
-    if isinstance(values.get("groups"), list):
-        entry["digest"] = sha256(path.read_bytes()).hexdigest()
+    group |= {name: values.pop(name) for name in moved if name in values}
+    path.unlink()
+    content = json.dumps(group).encode()
+    entry["digest"] = sha256(content).hexdigest()
+    (root / group_path(entry["key"], entry["digest"])).write_bytes(content)
     write_sealed(root / MANIFEST_NAME, values)

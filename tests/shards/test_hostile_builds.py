@@ -73,7 +73,9 @@ def test_a_shard_that_is_not_a_regular_file_is_an_error(kind, folder):
 
 def test_rejected_records_that_are_not_a_regular_file_are_a_problem(folder):
     (folder / "rejected").mkdir()
-    os.mkfifo(folder / rejected_path("0" * 16))
+    digest = "0" * 64
+    rewritten(folder, lambda m: m["groups"][0].update(rejected=digest))
+    os.mkfifo(folder / rejected_path(read_manifest(folder).groups[0].key, digest))
     with at_most(5):
         problems = verify(folder).problems
     assert any("cannot read" in p and "rejected" in p for p in problems)
@@ -124,6 +126,7 @@ def put(*path: str | int, value: object):
         (lambda m: m.pop("groups"), "rows is 3, and the shards that it lists have 0"),
         (put("groups", value={}), "groups is an object, not a list"),
         (put("groups", 0, "key", value="../../../../../x"), r"groups\[0\]\.key is"),
+        (put("groups", 0, "rejected", value="../../../../../x"), r"groups\[0\]\.rejected is"),
         (put("groups", 0, "packs", value=[1.5]), r"groups\[0\]\.packs is \[1\.5\], not a list of"),
     ],
 )
@@ -149,12 +152,13 @@ def test_a_field_of_another_type_is_an_error_with_its_name(change, field, folder
         (put("shards", 0, "bytes", value=True), r"shards\[0\]\.bytes"),
         (put("shards", 0, "blocks", 0, value=1), r"shards\[0\]\.blocks\[0\] is 1"),
         (lambda m: m.pop("shards"), "shards is missing"),
+        (put("index_digest", value="../../../../../x"), "index_digest is"),
         (lambda m: m["shards"][0]["blocks"][0].pop("xxh3"), r"shards\[0\].*xxh3 is missing"),
     ],
 )
 def test_a_field_of_a_group_of_another_type_is_an_error_with_its_name(change, field, folder):
     rewritten(folder, change)
-    with pytest.raises(ManifestError, match=f"{'0' * 16}.json is damaged: {field}"):
+    with pytest.raises(ManifestError, match=f"{'0' * 16}-[0-9a-f]{{16}}.json is damaged: {field}"):
         open_shards(folder)
     assert any("is damaged" in problem for problem in verify(folder).problems)
 

@@ -17,6 +17,7 @@ from sftprep.cli import main
 from sftprep.errors import ManifestError, MismatchError, OutputExists, ShardError
 from tests.pipeline.builds import check_accounting, content, texts
 from tests.pipeline.group_inputs import GROUP_BYTES, texts_of, write
+from tests.support import rejected_entries
 
 Make = Callable[..., Path]
 
@@ -37,13 +38,7 @@ def make(tokenizer_dir: Path, tmp_path: Path) -> Make:
 
 
 def rejected_lines(folder: Path) -> list[tuple[str, int]]:
-    lines = [
-        json.loads(line)
-        for entry in read_manifest(folder).groups
-        if entry.rejected
-        for line in (folder / "rejected" / f"{entry.key}.jsonl").read_text().splitlines()
-    ]
-    return [(Path(line["file"]).name, line["line"]) for line in lines]
+    return [(Path(entry["file"]).name, entry["line"]) for entry in rejected_entries(folder)]
 
 
 @pytest.mark.parametrize("can_link", [True, False])

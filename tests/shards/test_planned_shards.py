@@ -20,7 +20,7 @@ from sftprep import open_shards, read_manifest, verify
 from sftprep.config import BuildConfig
 from sftprep.errors import ConfigError, ManifestError, ShardError
 from sftprep.report.verification import verification_lines
-from sftprep.shards.layout import group_path
+from sftprep.shards.layout import group_path, index_path
 from sftprep.shards.pack_index import write_index_content
 from sftprep.shards.reading import planned_shards
 from sftprep.shards.reading.planned_shards import PlannedShards
@@ -294,9 +294,12 @@ def test_verification_compares_an_index_with_its_shards(folder: Path, tmp_path: 
     index.origin[:2] = index.origin[1::-1].copy()
     digest = write_index_content(copy, group.key, index_bytes([index]))
     changed = dataclasses.replace(group, index_digest=digest).to_json()
-    (copy / group_path(group.key)).write_bytes(changed)
+    new_digest = sha256(changed).hexdigest()
+    (copy / group_path(group.key, new_digest)).write_bytes(changed)
+    (copy / group_path(group.key, manifest.groups[0].digest)).unlink()
+    (copy / index_path(group.key, group.index_digest)).unlink()
     values = json.loads((copy / "manifest.json").read_bytes())
-    values["groups"][0]["digest"] = sha256(changed).hexdigest()
+    values["groups"][0]["digest"] = new_digest
     write_sealed(copy / "manifest.json", values)
     (problem,) = verify(copy).problems
     assert "its columns are not those of the index of its group" in problem

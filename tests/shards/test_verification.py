@@ -18,7 +18,8 @@ from sftprep import build, open_shards, read_manifest, verify
 from sftprep.cli import main
 from sftprep.errors import ConfigError, ManifestError, WorkerError
 from sftprep.pipeline.executors.local import Processes
-from sftprep.shards.layout import group_path, index_path
+from sftprep.shards.group import files_of_group
+from sftprep.shards.layout import group_path
 from tests.conftest import EXAMPLES
 from tests.shards.builds import rewritten, write_build
 from tests.shards.test_golden_builds import GOLDEN
@@ -144,10 +145,11 @@ def test_a_flipped_bit_of_a_manifest_is_found(folder: Path, place: str) -> None:
 
 def test_a_file_of_a_group_and_an_index_are_read_again(folder: Path) -> None:
     """What this process read before is not what is in the file now."""
-    entry = read_manifest(folder).groups[1]
+    manifest = read_manifest(folder)
+    names = files_of_group(manifest.groups[1], manifest.read_group(1))[-2:]
     open_shards(folder).sizes([0, len(open_shards(folder)) - 1])
     assert verify(folder).ok
-    for name in (index_path(entry.key), group_path(entry.key)):
+    for name in names:
         flip(folder / name, 100)
         assert any(name in problem for problem in verify(folder).problems)
         flip(folder / name, 100)
@@ -163,8 +165,8 @@ def test_files_that_no_manifest_lists_are_named(folder: Path, place: str) -> Non
 
 
 def test_a_group_that_cannot_be_read_does_not_make_its_shards_unlisted(folder: Path) -> None:
-    key = read_manifest(folder).groups[1].key
-    (folder / group_path(key)).unlink()
+    entry = read_manifest(folder).groups[1]
+    (folder / group_path(entry.key, entry.digest)).unlink()
     found = verify(folder)
     assert len(found.problems) == 1
     assert found.groups == len(read_manifest(folder).groups) - 1

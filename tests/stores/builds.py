@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+from sftprep.shards.group import files_of_group
 from sftprep.shards.manifest import Manifest
 from sftprep.stores.folder import StoreFolder
 from tests.conftest import EXAMPLES
@@ -34,5 +36,17 @@ def read_object(folder: StoreFolder, name: str) -> bytes:
     return folder.read_range(name, 0, 1 << 20)
 
 
+def listed_names(folder: StoreFolder) -> list[str]:
+    """Return the names of the shards that the data card lists."""
+    return re.findall("- ((?:eval/)?shards/.*)", read_object(folder, "README.md").decode())
+
+
 def shard_names(manifest: Manifest) -> list[str]:
     return [shard.name for shard in manifest.shards]
+
+
+def group_names(manifest: Manifest) -> set[str]:
+    """Return the names of the objects of the groups of a build, apart from shards."""
+    pairs = zip(manifest.groups, manifest.read_groups(), strict=True)
+    names = {name for entry, group in pairs for name in files_of_group(entry, group)}
+    return names - {f"shards/{name}" for name in shard_names(manifest)}

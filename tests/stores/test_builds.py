@@ -21,10 +21,17 @@ from sftprep.errors import (
 )
 from sftprep.pipeline import build as build_module
 from sftprep.pipeline.output.garbage import collect_garbage
-from sftprep.shards.layout import group_path, index_path
+from sftprep.pipeline.output.store import OutputStore
 from sftprep.sources import groups
 from sftprep.stores.folder import StoreFolder
-from tests.stores.builds import example_lines, put_object, read_object, shard_names
+from tests.stores.builds import (
+    example_lines,
+    group_names,
+    listed_names,
+    put_object,
+    read_object,
+    shard_names,
+)
 from tests.stores.failures import killed_before, watched
 
 
@@ -60,12 +67,11 @@ def test_a_finished_build_is_replaced_only_on_request(store, small, tmp_path):
     report = small(store, seed=1, overwrite=True)
     assert verify(str(store)).ok
     expected = {f"shards/{name}" for name in shard_names(report.manifest)}
-    expected |= {
-        path(entry.key) for entry in report.manifest.groups for path in (group_path, index_path)
-    }
+    expected |= group_names(report.manifest)
     kept = {"notes.txt", "shards/mine.arrow"}
-    assert store.names() == expected | kept | {"manifest.json"}
+    assert store.names() == expected | kept | {"manifest.json", "README.md"}
     assert old & expected == set()
+    assert set(listed_names(store)) == {n for n in expected if n.endswith(".arrow")}
 
 
 def test_requests_are_at_most_slices_and_shards_and_thirty(
@@ -101,6 +107,7 @@ def test_of_two_builders_one_commits(store, small, tmp_path, monkeypatch, overwr
     assert caught.value.exit_code == 3
     assert read_manifest(str(store)).digest == other[0].digest
     assert verify(str(store)).ok
+    assert listed_names(store) == [f"shards/{name}" for name in shard_names(other[0])]
     # The files of the other builder are garbage.
     later = datetime.timedelta(seconds=-60)
     removed = {file.url for file in collect_garbage(str(store), later, dry_run=True)}
@@ -108,9 +115,9 @@ def test_of_two_builders_one_commits(store, small, tmp_path, monkeypatch, overwr
         f"{store}/{name}"
         for name in (
             "manifest.json",
+            "README.md",
             *(f"shards/{name}" for name in shard_names(other[0])),
-            *(group_path(entry.key) for entry in other[0].groups),
-            *(index_path(entry.key) for entry in other[0].groups),
+            *group_names(other[0]),
         )
     }
     assert removed
@@ -221,7 +228,7 @@ def test_a_flipped_bit_in_a_store_is_an_error(store, small, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_a_damaged_index_in_a_store_is_an_error(memory, small, tmp_path, monkeypatch, damage):
-    name = index_path(small(memory).manifest.groups[0].key)
+    (name,) = (n for n in group_names(small(memory).manifest) if n.endswith(".index"))
     content = read_object(memory, name)
     if damage == "missing":
         memory.remove([name])
@@ -264,9 +271,8 @@ def test_verify_reads_the_store_and_not_the_cache(memory, small, tmp_path):
     manifest = small(memory, on_bad_record="quarantine").manifest
     shards = open_shards(str(memory))
     first = shards[0].input_ids.tolist()
-    key = manifest.groups[0].key
     shards.sizes([0])
-    for name in (f"shards/{shard_names(manifest)[0]}", group_path(key), index_path(key)):
+    for name in (f"shards/{shard_names(manifest)[0]}", *group_names(manifest)):
         content = read_object(memory, name)
         put_object(memory, name, content[:-9] + b"?" + content[-8:], tmp_path)
         assert not verify(str(memory)).ok
@@ -288,14 +294,69 @@ def test_a_place_without_a_build_is_an_error(memory, small, tmp_path):
     assert read_object(memory, "manifest.json") == b"{}"
 
 
-def test_the_files_of_a_build_never_change_while_a_manifest_names_them(memory, small, tmp_path):
+@pytest.mark.parametrize("killed_at", [2, 4, 6, None])
+def test_files_that_the_manifest_names_are_never_written_with_other_bytes(
+    memory, small, tmp_path, killed_at
+):
     """The file of a group names its inputs, so that of a copy of the inputs is another one."""
-    small(memory)
+    before = small(memory).manifest
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes((tmp_path / "rows.jsonl").read_bytes())
-    with pytest.raises(OutputExists, match="of the same records from other files"):
+
+    def replace():
         small(memory, source=copy, overwrite=True)
+
+    if killed_at is None:
+        replace()
+        assert read_manifest(str(memory)).inputs[0].path == str(copy)
+    else:
+        assert killed_before(killed_at, replace)
+        assert read_manifest(str(memory)).digest == before.digest
+    assert read_manifest(str(memory)).data_digest == before.data_digest
     assert verify(str(memory)).ok
+
+
+def test_the_last_of_two_commits_writes_the_data_card(memory, small, monkeypatch, tmp_path):
+    """Another build commits after this one, and before this one writes its card."""
+    write_card, other = OutputStore._write_card, []
+
+    def replaced_meanwhile(self, card, manifest):
+        monkeypatch.setattr(OutputStore, "_write_card", write_card)
+        other.append(small(memory, seed=2, overwrite=True, scratch=str(tmp_path / "s")).manifest)
+        write_card(self, card, manifest)
+
+    monkeypatch.setattr(OutputStore, "_write_card", replaced_meanwhile)
+    small(memory, seed=1)
+    assert read_manifest(str(memory)).digest == other[0].digest
+    assert listed_names(memory) == [f"shards/{name}" for name in shard_names(other[0])]
+    assert verify(str(memory)).ok
+
+
+def test_a_card_that_another_build_has_just_written_stays(memory, small, monkeypatch, tmp_path):
+    """Another build commits and writes its card right before this one replaces the card."""
+    small(memory, seed=3)
+    real, other = StoreFolder.replace, []
+
+    def replace(self, name, content, mark):
+        if name == "README.md" and not other:
+            other.append(None)
+            other[0] = small(memory, seed=2, overwrite=True, scratch=str(tmp_path / "s")).manifest
+        return real(self, name, content, mark)
+
+    monkeypatch.setattr(StoreFolder, "replace", replace)
+    small(memory, seed=1, overwrite=True)
+    assert read_manifest(str(memory)).digest == other[0].digest
+    assert listed_names(memory) == [f"shards/{name}" for name in shard_names(other[0])]
+
+
+def test_a_readme_of_a_user_in_a_store_stays(memory, small, tmp_path, caplog):
+    put_object(memory, "README.md", b"# mine", tmp_path)
+    for seed in (1, 2):
+        caplog.clear()
+        small(memory, seed=seed, overwrite=True)
+        assert caplog.text.count("is not a data card as a build wrote it") == 1
+    collect_garbage(str(memory), datetime.timedelta(seconds=-60))
+    assert read_object(memory, "README.md") == b"# mine"
 
 
 def test_groups_of_a_build_in_a_store_are_built_again(memory, small, tmp_path):

@@ -24,6 +24,7 @@ from sftprep.errors import (
 )
 from sftprep.pipeline.output import hub as output_hub
 from sftprep.shards import is_finished_build
+from sftprep.shards.ownership import mark_card
 from tests.sources.hub_server import Repo
 from tests.sources.hub_writer import WritableHandler, WritableHub
 from tests.stores.builds import example_lines, small_settings
@@ -124,7 +125,7 @@ def test_only_files_of_builds_are_replaced(hub, builds):
     with pytest.raises(OutputExists, match="holds another finished build"):
         push(builds / "b", NAME)
     push(builds / "b", NAME, overwrite=True)
-    assert files(hub).keys() - own.keys() == local_files(builds / "b")
+    assert files(hub).keys() - own.keys() == local_files(builds / "b") - {"README.md"}
     assert own.items() <= files(hub).items()
 
 
@@ -142,12 +143,12 @@ def test_a_manifest_of_something_else_is_kept(hub, builds):
     assert files(hub) == {"manifest.json": b"{}"}
 
 
-README = b"---\nconfigs: []\n---\n\nMade with sftprep.\n"
+CARD, OLDER_CARD = mark_card("---\n\nnew\n"), mark_card("---\n\nolder\n")
 
 
 @pytest.mark.parametrize(
     ("before", "is_replaced"),
-    [(None, True), (README + b"older", True), (b"# about sftprep", False), (b"---\n---\n", False)],
+    [(None, True), (OLDER_CARD, True), (b"# about sftprep", False), (OLDER_CARD + b"mine", False)],
 )
 def test_a_readme_of_a_user_is_kept(hub, builds, tmp_path, before, is_replaced):
     folder = tmp_path / "build"
@@ -156,12 +157,12 @@ def test_a_readme_of_a_user_is_kept(hub, builds, tmp_path, before, is_replaced):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         os.link(builds / "b" / name, folder / name)
     (folder / "README.md").unlink(missing_ok=True)
-    (folder / "README.md").write_bytes(README)
+    (folder / "README.md").write_bytes(CARD)
     if before is not None:
         hub.repos["datasets", NAME] = Repo({"main": {"README.md": before}})
     pushed = push(folder, NAME)
     assert pushed.keeps_readme is not is_replaced
-    assert files(hub)["README.md"] == (README if is_replaced else before)
+    assert files(hub)["README.md"] == (CARD if is_replaced else before)
     repo = hub.repos["datasets", NAME]
     parent = repo.commits[repo.parents[repo.heads["main"]]]
     assert "manifest.json" not in parent

@@ -117,7 +117,9 @@ _ARRAYS: dict[str, np.dtype[Any]] = {
     "flags": np.dtype("u1"),
     "whole_lengths": np.dtype("<i8"),
     "exact_lengths": np.dtype("<i8"),
+    "trained_positions": np.dtype("<i8"),
 }
+_OPTIONAL_ARRAYS = {"rows", "starts", "flags"}
 _PLAIN = ("key", "content", "bytes", "counts", "has_weights", "first_lines", "selection")
 
 
@@ -161,9 +163,9 @@ def _part_to_json(part: PartitionResult) -> dict[str, Any]:
 def _parse_part(values: dict[str, Any]) -> PartitionResult:
     lanes = values["lane_positions"]
     arrays: dict[str, Any] = {name: _decode(values[name], dtype) for name, dtype in _ARRAYS.items()}
-    whole_lengths = arrays.pop("whole_lengths")
-    if whole_lengths is None or arrays["lengths"] is None or arrays["exact_lengths"] is None:
+    if any(arrays[name] is None for name in _ARRAYS.keys() - _OPTIONAL_ARRAYS):
         raise FieldError("an array is missing")
+    arrays["whole_lengths"] = arrays["whole_lengths"].reshape(3, -1)
     # It becomes the name of a file.
     if not re.fullmatch(rf"({SPILL_PATTERN}|{HELD_OUT_PATTERN})", f"{values['key']}.arrow"):
         raise FieldError(f"the key of a spill is {values['key']!a:.60}")
@@ -177,7 +179,6 @@ def _parse_part(values: dict[str, Any]) -> PartitionResult:
         partition=Partition(values["index"], values["input"], "", 0, 0),
         **{name: values[name] for name in _PLAIN},
         **arrays,
-        whole_lengths=whole_lengths.reshape(3, -1),
         rejected=[Rejected(*record) for record in values["rejected"]],
         reused=True,
         lane_positions=positions,

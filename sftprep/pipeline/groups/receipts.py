@@ -35,19 +35,17 @@ from sftprep.pipeline.prepare.inputs import absolute_path, check_files_unchanged
 from sftprep.shards.group import Group, check_shards
 from sftprep.shards.json_fields import FieldError, parse_fields
 from sftprep.shards.layout import (
-    KEY_PATTERN,
     SHARD_FOLDER,
     SPILL_PATTERN,
     group_path,
     index_path,
     raw_rejected_name,
     receipt_name,
-    rejected_path,
 )
 from sftprep.shards.manifest import FORMAT_VERSION
 from sftprep.shards.pack_index import is_index
 
-_VERSION = 1
+_VERSION = 2
 """Incremented when the same task gives other files or another receipt than before."""
 
 
@@ -173,10 +171,9 @@ def _is_complete(task: GroupTask, receipt: Receipt) -> bool:
     if receipt.group:
         try:
             group: Group = parse_fields(Group, json.loads(receipt.group), "")
+            group.check()
             check_shards(group.shards, work / receipt_name(receipt.key))
         except (ValueError, RecursionError, FieldError, ManifestError):
-            return False
-        if not re.fullmatch(KEY_PATTERN, group.key):  # a file gets this name
             return False
         if not _has_index(task, group):
             return False
@@ -205,7 +202,7 @@ def _has_file(task: GroupTask, name: str, size: int, expected: str) -> bool:
 
 def _has_index(task: GroupTask, group: Group) -> bool:
     """Return whether the index of a group is in the work folder or in the output folder."""
-    staged = task.staging / index_path(group.key)
+    staged = task.staging / index_path(group.key, group.index_digest)
     final = task.settings.root / staged.relative_to(task.settings.work)
     return any(
         is_index(path, group.index_digest) for path in (staged, final) if not path.is_symlink()
@@ -220,22 +217,17 @@ def find_digest(path: Path) -> str:
         return ""
 
 
-def place_files(work: Path, staging: Path, done: GroupDone) -> None:
-    """Write the file of a group and its rejected records under their final names to `staging`.
+def place_group_file(work: Path, staging: Path, done: GroupDone) -> None:
+    """Write the file of a group under its final name to `staging`.
 
     Raises:
-        StorageError: A file cannot be written.
+        StorageError: It cannot be written.
     """
     receipt = read_receipt(work / receipt_name(done.receipt))
     assert receipt is not None, "its files were just written or checked"
-    path, rejected = staging / group_path(done.key), staging / rejected_path(done.key)
+    path = staging / group_path(done.key, done.digest)
     create_folder(path.parent)
     write_bytes(path, receipt.group.encode())
-    if receipt.rejected:
-        create_folder(rejected.parent)
-        write_bytes(rejected, (work / raw_rejected_name(done.receipt)).read_bytes())
-    else:
-        rejected.unlink(missing_ok=True)
 
 
 # --- spills of groups that are done ---------------------------------------------------------------

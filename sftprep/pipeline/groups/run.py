@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from sftprep.core.atomic_write import create_folder
 from sftprep.core.hashing import digest
@@ -40,11 +39,12 @@ from sftprep.pipeline.groups.selection import (
     select_sequences,
 )
 from sftprep.pipeline.groups.task import EvaluationPart, GroupDone, GroupTask
-from sftprep.pipeline.passes.sequence_stats import describe_lengths, sum_exact_lengths
+from sftprep.pipeline.passes.sequence_stats import describe_lengths, sum_exact_counts
 from sftprep.pipeline.passes.shard_pass import (
     Progress,
     ShardPlace,
     WrittenShards,
+    stored_columns,
     write_packs,
     write_whole_sequences,
 )
@@ -325,6 +325,7 @@ def _describe_group(
         ),
         sftprep_version=__version__,
         format_version=FORMAT_VERSION,
+        columns=stored_columns(split, task.settings.config, limit.max_length),
     )
 
 
@@ -332,19 +333,23 @@ def _count_lengths(
     task: GroupTask, split: BuildSplit, infos: tuple[InputInfo, ...]
 ) -> dict[str, Any]:
     """Return the fields `lengths` and `source_lengths` of a group."""
-    counts: dict[str, list[NDArray[np.int64]]] = {}
+    parts_of: dict[str, list[PartitionResult]] = {}
     for part in split.parts:
-        counts.setdefault(infos[part.partition.input].source, []).append(part.exact_lengths)
+        parts_of.setdefault(infos[part.partition.input].source, []).append(part)
     return {
         "lengths": describe_lengths(
             (part.whole_lengths for part in split.parts),
-            (part.exact_lengths for part in split.parts),
+            _sum_exact_counts(split.parts),
             task.settings.limit,
         ),
-        "source_lengths": {
-            name: sum_exact_lengths(of_source) for name, of_source in counts.items()
-        },
+        "source_lengths": {name: _sum_exact_counts(parts) for name, parts in parts_of.items()},
     }
+
+
+def _sum_exact_counts(parts: Sequence[PartitionResult]) -> dict[str, list[int]]:
+    return sum_exact_counts(
+        (part.exact_lengths for part in parts), (part.trained_positions for part in parts)
+    )
 
 
 def _digest_config(task: GroupTask) -> str:

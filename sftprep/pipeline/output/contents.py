@@ -9,7 +9,7 @@ one of these holds:
 
 A damaged shard that the manifest names is replaced as well, because a new build is what repairs it.
 Every other file belongs to a user: the build refuses to start, or to commit, and names the file.
-Hidden files are ignored, and links are never followed.
+Hidden files are ignored, and so is a `README.md` that no build wrote. Links are never followed.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from sftprep.core.notices import Notice
 from sftprep.errors import ManifestError, OutputExists, setting
+from sftprep.shards.group import files_of_group
 from sftprep.shards.layout import (
     BUILD_FOLDERS,
+    CARD_NAME,
     COMMIT_NAME,
     EVAL_FOLDER,
     EVAL_MANIFEST_PATTERN,
+    GROUP_FILE_PATTERN,
     GROUP_FOLDER,
-    KEY_PATTERN,
     LOCK_NAME,
     REJECTED_FOLDER,
     SHARD_FOLDER,
     WORK_FOLDER,
     group_path,
     has_work_folder,
-    index_path,
     is_build_folder,
     is_file,
     is_folder,
@@ -46,10 +48,11 @@ from sftprep.shards.schema import SHARD_PATTERN
 
 FINAL_NAME = re.compile(
     rf"(eval/)?(manifest\.json|{SHARD_FOLDER}/{SHARD_PATTERN}"
-    rf"|{GROUP_FOLDER}/{KEY_PATTERN}\.(json|index)|{REJECTED_FOLDER}/{KEY_PATTERN}\.jsonl)"
+    rf"|{GROUP_FOLDER}/{GROUP_FILE_PATTERN}\.(json|index)"
+    rf"|{REJECTED_FOLDER}/{GROUP_FILE_PATTERN}\.jsonl)"
     rf"|eval/{EVAL_MANIFEST_PATTERN}"
 )
-"""Paths in the output folder to which a commit moves files."""
+"""Paths in the output folder to which a commit moves files, apart from the data card."""
 _OLD_REJECTED_NAME = "rejected.jsonl"
 """The rejected records of a build before version 2.0."""
 
@@ -100,7 +103,7 @@ def check_contents(root: Path, *, overwrite: bool) -> set[str]:
     user_paths = sorted(
         name
         for name, is_regular in found.items()
-        if not (is_regular and name in final_paths | work_paths)
+        if name != CARD_NAME and not (is_regular and name in final_paths | work_paths)
     )
     if user_paths:
         raise user_files_error(root, user_paths, problem)
@@ -147,6 +150,15 @@ def user_files_error(root: Path, names: list[str], problem: str = "") -> OutputE
             f"choose an {setting('output')} folder that is new or empty",
             "move these files to another folder",
         ],
+    )
+
+
+def card_notice(root: object) -> Notice:
+    """Return the notice that a `README.md` of a user stays in the output."""
+    return Notice(
+        f"{root}/{CARD_NAME} is not a data card as a build wrote it, so it stays as it is, and may"
+        " list other files than those of the build",
+        remedy="remove or rename it, and build again, to get the data card",
     )
 
 
@@ -204,6 +216,7 @@ def _final_paths(root: Path, manifest: Manifest | None) -> set[str]:
     to_examine = _committed_paths(root) if has_work_folder(root) else set()
     listed: set[str] = set()
     if manifest is not None:
+        to_examine.add(CARD_NAME)
         _add_paths(root, "", manifest, listed, to_examine)
         evaluation = None
         if manifest.eval.get("folder") == EVAL_FOLDER and is_folder(root / EVAL_FOLDER):
@@ -222,7 +235,7 @@ def _committed_paths(root: Path) -> set[str]:
     """Return the paths named by `commit.json` in the work folder."""
     path = root / WORK_FOLDER / COMMIT_NAME
     names = committed_names(path) if is_file(path) else None
-    return {name for name in names or () if FINAL_NAME.fullmatch(name)}
+    return {name for name in names or () if name == CARD_NAME or FINAL_NAME.fullmatch(name)}
 
 
 def _read_manifest_in(folder: Path) -> tuple[Manifest | None, str]:
@@ -252,17 +265,24 @@ def _add_paths(
     """
     listed.add(prefix + manifest_file(root / prefix).name)
     for number, entry in enumerate(manifest.groups):
-        shards = f"{prefix}{SHARD_FOLDER}/{entry.key}"
-        if manifest.has_slices:
-            listed |= {prefix + group_path(entry.key), prefix + index_path(entry.key)}
-            to_examine.add(prefix + rejected_path(entry.key))
-        else:
+        rejected = rejected_path(entry.key, entry.rejected) if entry.rejected else None
+        if rejected is not None:
+            to_examine.add(prefix + rejected)
+        elif not manifest.has_slices:
             to_examine.add(_OLD_REJECTED_NAME)
         try:
-            infos = manifest.read_group(number).shards
+            names = files_of_group(entry, manifest.read_group(number))
         except ManifestError:
-            # The folder of the group is known, but not which shards are in it.
-            if is_folder(root / shards):
-                to_examine.update(f"{shards}/{name}" for name, _ in list_paths(root / shards))
+            # The key of the group is known, but not the names of its shards and its index.
+            listed.add(prefix + group_path(entry.key, entry.digest))
+            to_examine.update(_paths_with_key(root, prefix, entry.key))
             continue
-        listed.update(f"{prefix}{SHARD_FOLDER}/{info.name}" for info in infos)
+        listed.update(prefix + name for name in names if name != rejected)
+
+
+def _paths_with_key(root: Path, prefix: str, key: str) -> Iterator[str]:
+    """Yield the paths of files that may belong to a group of a build in `root`."""
+    for folder, start in ((f"{prefix}{SHARD_FOLDER}/{key}", ""), (f"{prefix}{GROUP_FOLDER}", key)):
+        if is_folder(root / folder):
+            names = (name for name, _ in list_paths(root / folder) if name.startswith(start))
+            yield from (f"{folder}/{name}" for name in names)

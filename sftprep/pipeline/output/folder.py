@@ -5,7 +5,8 @@ final is in it: spills, recipes, finished shards, manifests. The commit has thre
 
 1. write the names of the files that it will put in place, and those of the previous build, to
    `spill/commit.json`;
-2. move the files to these names, the manifest last: until then, a reader sees the previous build;
+2. move the files to these names, the manifest last: until then, a reader sees the previous build.
+   The data card is the last but one, so it never names a file that is not there;
 3. remove the files that only the previous build has, and the work folder.
 
 The rules for files that may be removed or replaced are in contents.py.
@@ -30,14 +31,17 @@ from sftprep.core.atomic_write import (
 )
 from sftprep.errors import StorageError, setting
 from sftprep.pipeline.output.contents import (
+    card_notice,
     check_contents,
     check_not_in_build,
     list_paths,
     user_files_error,
     work_files,
 )
+from sftprep.shards.group import files_of_group
 from sftprep.shards.layout import (
     BUILD_FOLDERS,
+    CARD_NAME,
     COMMIT_NAME,
     EVAL_FOLDER,
     IDENTITY_NAME,
@@ -45,17 +49,13 @@ from sftprep.shards.layout import (
     MANIFEST_NAME,
     MARKER_NAME,
     RECIPE_PATTERN,
-    SHARD_FOLDER,
     SPILL_PATTERN,
     WORK_FOLDER,
-    group_path,
     has_work_folder,
-    index_path,
     is_file,
     is_folder,
     is_work_folder_created,
     mark_work_folder,
-    rejected_path,
 )
 from sftprep.shards.locks import exclusive
 from sftprep.shards.manifest import Manifest
@@ -96,7 +96,9 @@ class OutputFolder:
         """
         return self.work / EVAL_FOLDER if evaluation else self.work
 
-    def commit(self, manifest: Manifest, evaluation: Manifest | None, *, keep_spill: bool) -> Path:
+    def commit(
+        self, manifest: Manifest, evaluation: Manifest | None, card: bytes, *, keep_spill: bool
+    ) -> Path:
         """Replace the previous build by the finished one; return its folder.
 
         After each of these errors, except for a disk error between the moves, the previous build is
@@ -105,6 +107,7 @@ class OutputFolder:
         Args:
             manifest: The manifest of the training build.
             evaluation: The manifest of the evaluation build, if there is one.
+            card: The data card. It is not written if the folder has a README.md of a user.
             keep_spill: Whether to keep the spills.
 
         Raises:
@@ -113,8 +116,12 @@ class OutputFolder:
             StorageError: A file cannot be written.
         """
         with storage_errors(self.root):
-            self._check_unchanged()
+            found = self._check_unchanged()
             staged = self.stage(manifest, evaluation)
+            if CARD_NAME in found or not os.path.lexists(self.root / CARD_NAME):
+                staged.insert(-1, self.stage_card(card))
+            else:
+                card_notice(self.root).log()
             names = {name for _, name in staged}
             # Shards of groups that have not changed stay where the previous build put them.
             staged = [(path, name) for path, name in staged if not self._is_in_place(path, name)]
@@ -138,11 +145,21 @@ class OutputFolder:
     def _is_in_place(self, path: Path, name: str) -> bool:
         return name in self.previous and not path.exists() and (self.root / name).exists()
 
-    def _check_unchanged(self) -> None:
-        """Check that no other program put files into the folder while the build ran."""
-        appeared = check_contents(self.root, overwrite=True) - self.previous
-        if appeared:
+    def _check_unchanged(self) -> set[str]:
+        """Check that no other program put files into the folder while the build ran.
+
+        Returns:
+            The paths that earlier builds put in place.
+        """
+        found = check_contents(self.root, overwrite=True)
+        if appeared := found - self.previous:
             raise user_files_error(self.root, sorted(appeared))
+        return found
+
+    def stage_card(self, card: bytes) -> tuple[Path, str]:
+        """Write the data card to the work folder; return it with its final name."""
+        write_bytes(self.work / CARD_NAME, card)
+        return self.work / CARD_NAME, CARD_NAME
 
     def stage(self, manifest: Manifest, evaluation: Manifest | None) -> list[tuple[Path, str]]:
         """Write the manifests to the work folder; list all files with their final names.
@@ -169,12 +186,11 @@ def _staged_files(work: Path, prefix: str, manifest: Manifest) -> list[tuple[Pat
         prefix: The path of the build in the output folder: "", or "eval/".
         manifest: Its manifest.
     """
-    names = [
-        f"{SHARD_FOLDER}/{shard.name}" for group in manifest.read_groups() for shard in group.shards
+    return [
+        (work / f"{prefix}{name}", f"{prefix}{name}")
+        for entry, group in zip(manifest.groups, manifest.read_groups(), strict=True)
+        for name in files_of_group(entry, group)
     ]
-    names += [rejected_path(entry.key) for entry in manifest.groups if entry.rejected]
-    names += [path(entry.key) for path in (index_path, group_path) for entry in manifest.groups]
-    return [(work / f"{prefix}{name}", f"{prefix}{name}") for name in names]
 
 
 @contextmanager
@@ -336,13 +352,14 @@ def _check_writable(root: Path, names: set[str]) -> None:
 def _move_into_place(root: Path, staged: list[tuple[Path, str]]) -> None:
     """Move files to their final names, in order.
 
-    Before the manifest is moved, the folders of all files before it are synced to the disk.
+    Before the data card and the manifest are moved, the folders of all files before them are synced
+    to the disk.
     """
     for _, name in staged:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
     unsynced: set[Path] = {root}
     for path, name in staged:
-        if name.endswith(MANIFEST_NAME):
+        if name in (CARD_NAME, MANIFEST_NAME):
             for folder in unsynced:
                 sync_folder(folder)
             unsynced = set()

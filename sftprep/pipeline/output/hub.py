@@ -34,21 +34,20 @@ from sftprep.errors import (
     SftprepError,
     setting,
 )
-from sftprep.pipeline.output.contents import FINAL_NAME
+from sftprep.pipeline.output.contents import FINAL_NAME, card_notice
 from sftprep.pipeline.output.folder import OutputFolder, claim_output
 from sftprep.pipeline.output.store import scratch_folder
-from sftprep.shards.layout import EVAL_FOLDER, LARGEST_MANIFEST, MANIFEST_NAME
+from sftprep.shards.layout import CARD_NAME, EVAL_FOLDER, LARGEST_MANIFEST, MANIFEST_NAME
 from sftprep.shards.manifest import Manifest, parse_manifest
+from sftprep.shards.ownership import is_card
 from sftprep.stores.folder import StoreFolder
 from sftprep.stores.hub import HubFile, HubRepository, NewFile
 
-README_NAME = "README.md"
 _FILES_PER_COMMIT = 100
 _FILES_PER_UPLOAD = 8
 """Files of one request, after which progress is reported."""
 _FILES_PER_FOLDER = 10_000
 _FILES_PER_REPOSITORY = 100_000
-_LARGEST_README = 1 << 20
 
 _Item = TypeVar("_Item")
 
@@ -96,13 +95,14 @@ class OutputHub:
         return self.scratch.staging(evaluation=evaluation)
 
     def commit(
-        self, manifest: Manifest, evaluation: Manifest | None, *, keep_spill: bool
+        self, manifest: Manifest, evaluation: Manifest | None, card: bytes, *, keep_spill: bool
     ) -> StoreFolder:
         """Replace the previous build by the finished one; return its folder at the new commit.
 
         Args:
             manifest: The manifest of the training build.
             evaluation: The manifest of the evaluation build, if there is one.
+            card: The data card. It is not written if the repository has a README.md of a user.
             keep_spill: Whether to keep the spills in the scratch folder.
 
         Raises:
@@ -113,9 +113,12 @@ class OutputHub:
         """
         with storage_errors(self.scratch.root):
             staged = self.scratch.stage(manifest, evaluation)
+            staged.insert(0, self.scratch.stage_card(card))
         *files, last = (NewFile(path, name) for path, name in staged)
         message = f"Build of {manifest.rows:,} packs"
         pushed = publish(self.repository, self.replaced, files, last, message=message)
+        if pushed.keeps_readme:
+            card_notice(self.repository).log()
         with storage_errors(self.scratch.root):
             self.scratch.clean(keep_spill=keep_spill)
         return StoreFolder(pushed.url)
@@ -209,8 +212,8 @@ def publish(
     found = repository.list_files(head)
     _check_replaced(repository, found, replaced)
     keeps_readme = _has_other_readme(repository, head, found)
-    files = [file for file in files if not (keeps_readme and file.name == README_NAME)]
-    new = [file for file in files if file.name not in found and file.name != README_NAME]
+    files = [file for file in files if not (keeps_readme and file.name == CARD_NAME)]
+    new = [file for file in files if file.name not in found and file.name != CARD_NAME]
     added = {file.name for file in new}
     last = [
         file for file in (*files, manifest) if file.name not in added and not _is_there(file, found)
@@ -335,11 +338,10 @@ def _obsolete_names(found: dict[str, HubFile], kept: set[str]) -> list[str]:
 
 def _has_other_readme(repository: HubRepository, head: str, found: dict[str, HubFile]) -> bool:
     """Return whether a repository has a README that no build wrote."""
-    if README_NAME not in found:
+    if CARD_NAME not in found:
         return False
-    content = StoreFolder(repository.at(head)).read_range(README_NAME, 0, _LARGEST_README)
-    lines = content.decode(errors="replace").splitlines()
-    return not (lines[:1] == ["---"] and any("sftprep" in line for line in lines))
+    folder = StoreFolder(repository.at(head))
+    return not is_card(folder.read_range(CARD_NAME, 0, LARGEST_MANIFEST + 1))
 
 
 def _batches(items: Sequence[_Item], size: int) -> Iterator[list[_Item]]:

@@ -1,9 +1,9 @@
 """Merging of finished builds of one recipe: the groups of all of them become one build.
 
 Shards are linked where the file system can, and copied elsewhere; nothing is tokenized or packed
-again. A group that two builds have is an error: both copies would have the same name, since a name
-is that of the records, and keeping one of them would silently drop what was built on purpose. The
-shares of a mixture, and the search for duplicates, stay those of each build.
+again. A group that two builds have is an error: both copies have the same packs, in shards of the
+same names, and keeping one of them would silently drop what was built on purpose. The shares of a
+mixture, and the search for duplicates, stay those of each build.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from sftprep.config.validation import is_url
 from sftprep.core.atomic_write import create_folder, storage_errors, temporary_path, write_bytes
 from sftprep.core.regular_files import open_regular_file
 from sftprep.errors import ConfigError, ManifestError, MismatchError, ShardError, setting
+from sftprep.pipeline.output.data_card import data_card
 from sftprep.pipeline.output.folder import OutputFolder, claim_output
 from sftprep.pipeline.output.root_manifest import Totals, link_evaluation
 from sftprep.pipeline.prepare.manifest_fields import describe_rendering
-from sftprep.shards.group import GroupEntry
-from sftprep.shards.layout import EVAL_FOLDER, SHARD_FOLDER, group_path, index_path, rejected_path
+from sftprep.shards.group import GroupEntry, files_of_group
+from sftprep.shards.layout import EVAL_FOLDER, SHARD_FOLDER
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import FORMAT_VERSION, Manifest, read_manifest
 from sftprep.version import __version__
@@ -78,7 +79,8 @@ def merge(
         if evaluations:
             evaluation = _merge_into(folder, evaluations, evaluation=True)
         merged = link_evaluation(merged, evaluation)
-        folder.commit(merged, evaluation, keep_spill=False)
+        card = data_card(merged, evaluation, is_merged=True)
+        folder.commit(merged, evaluation, card, keep_spill=False)
     return read_manifest(root)
 
 
@@ -200,16 +202,14 @@ def _stage_group(
     """Put the files of a group into the staging folder, under the same names."""
     folder = build.folder
     assert isinstance(folder, Path)
-    for shard in build.read_group(number).shards:
+    group = build.read_group(number)
+    for shard in group.shards:
         name = f"{SHARD_FOLDER}/{shard.name}"
         _check_size(folder / name, shard.bytes)
         if not _is_same_file(folder / name, final / name):
             create_folder((staging / name).parent)
             _link_or_copy(folder / name, staging / name)
-    names = [group_path(entry.key), index_path(entry.key)] + [rejected_path(entry.key)] * bool(
-        entry.rejected
-    )
-    for name in names:
+    for name in files_of_group(entry, group)[len(group.shards) :]:
         try:
             with open_regular_file(folder / name) as file:
                 content = file.read()

@@ -8,9 +8,15 @@ from pathlib import Path
 
 from sftprep.config.validation import is_url, local_folder
 from sftprep.errors import ConfigError, ManifestError, ShardError, setting
-from sftprep.pipeline.output.hub import README_NAME, PushReport, publish, replaceable_manifest
+from sftprep.pipeline.output.hub import PushReport, publish, replaceable_manifest
 from sftprep.pipeline.output.store import build_names
-from sftprep.shards.layout import EVAL_FOLDER, MANIFEST_NAME, SHARD_FOLDER, manifest_file
+from sftprep.shards.layout import (
+    CARD_NAME,
+    EVAL_FOLDER,
+    MANIFEST_NAME,
+    SHARD_FOLDER,
+    manifest_file,
+)
 from sftprep.shards.manifest import Manifest, read_manifest
 from sftprep.shards.shard_file import check_size
 from sftprep.stores.hub import HubRepository, NewFile
@@ -64,8 +70,8 @@ def push(
     target = _repository_of(repository, revision)
     last = NewFile(root / MANIFEST_NAME, MANIFEST_NAME)
     files = [*_files_of_build(root, "", manifest), *_files_of_evaluation(root, manifest)]
-    if (root / README_NAME).is_file():
-        files.append(NewFile(root / README_NAME, README_NAME))
+    if (root / CARD_NAME).is_file():
+        files.append(NewFile(root / CARD_NAME, CARD_NAME))
     head = target.create(private=private)
     replaced = replaceable_manifest(target, head, overwrite=overwrite, same=last)
     message = message or f"Build of {manifest.rows:,} packs"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import orjson
 
 from sftprep.config.build import BuildConfig
-from sftprep.core.atomic_write import write_file
+from sftprep.core.atomic_write import create_folder, write_bytes
 from sftprep.core.hashing import digest
 from sftprep.pipeline.passes.sequence_stats import sum_lengths
 from sftprep.pipeline.prepare.manifest_fields import (
@@ -33,10 +34,26 @@ from sftprep.shards.sequences.index import SequenceIndex, read_sequence_index
 from sftprep.version import __version__
 
 
+@dataclass(frozen=True, slots=True)
+class NewGroup:
+    """A group that was built.
+
+    Attributes:
+        key: Its key.
+        digest: The SHA-256 of its file, in hex.
+        raw_rejected: The file of its rejected records, whose lines are counted from the start of
+            the group; it does not exist if there are none.
+    """
+
+    key: str
+    digest: str
+    raw_rejected: Path
+
+
 def make_manifest(
     config: BuildConfig,
     setup: Setup,
-    groups: Iterable[tuple[str, str]],
+    groups: Iterable[NewGroup],
     staging: Path,
     final: Path,
     *,
@@ -44,12 +61,13 @@ def make_manifest(
 ) -> Manifest:
     """Return the manifest of a build before its commit.
 
-    The lines in the files of rejected records are counted from the start of their file afterwards.
+    It also writes the files of rejected records, whose lines are counted from the start of their
+    input.
 
     Args:
         config: The settings of the build.
         setup: Its setup.
-        groups: The key of each group and the digest of its file, in order.
+        groups: The groups, in order.
         staging: The folder with the files of the groups.
         final: The folder of the build, with those that have not changed since the previous one.
         evaluation: Whether it is the evaluation build.
@@ -60,9 +78,8 @@ def make_manifest(
     recipe = setup.recipe
     names = [each.source.name for each in setup.inputs if each.evaluation == evaluation]
     totals = Totals({source.name: source.weight for source in setup.entries})
-    for key, file_digest in groups:
-        group = read_group(staging, key, file_digest, keep=False)
-        totals.add_new(group, file_digest, staging)
+    for each in groups:
+        totals.add_new(each, staging)
     facts = manifest_facts(recipe, setup.encoder)
     manifest = Manifest(
         config={
@@ -99,7 +116,7 @@ def _count_packs(manifest: Manifest, staging: Path, final: Path) -> Manifest:
     """Return the manifest with the numbers of packs that readers plan with its settings."""
 
     def read_index(group: Group) -> SequenceIndex:
-        is_staged = (staging / index_path(group.key)).exists()
+        is_staged = (staging / index_path(group.key, group.index_digest)).exists()
         return read_sequence_index(staging if is_staged else final, group)
 
     return with_totals(manifest, PackSettings.of_build(manifest), read_index)
@@ -145,18 +162,19 @@ class Totals:
         self._sources = {name: (weight, Counter[str]()) for name, weight in weights.items()}
         self._last_lines = 0  # of the last input
 
-    def add_new(self, group: Group, file_digest: str, staging: Path) -> None:
-        """Add a group that was built, after those before it."""
+    def add_new(self, new: NewGroup, staging: Path) -> None:
+        """Add a group that was built, after those before it, and write its rejected records."""
+        group = read_group(staging, new.key, new.digest, keep=False)
         # The first input of a group may continue the last one of the group before it.
         first = group.inputs[0] if group.inputs else None
         lines_before = self._last_lines if first is not None and first.start else 0
         if group.inputs:
             last = group.inputs[-1]
             self._last_lines = last.lines + (lines_before if last is first else 0)
-        rejected = _finish_rejected(staging / rejected_path(group.key), lines_before)
+        rejected = _write_rejected(new, lines_before, staging)
         self.add(
             group,
-            GroupEntry.of(group, file_digest, lines_before=lines_before, rejected=rejected),
+            GroupEntry.of(group, new.digest, lines_before=lines_before, rejected=rejected),
         )
 
     def add(self, group: Group, entry: GroupEntry) -> None:
@@ -202,23 +220,29 @@ class Totals:
         )
 
 
-def _finish_rejected(path: Path, lines_before: int) -> str:
-    """Count the lines in a file of rejected records from the start of their input.
+def _write_rejected(new: NewGroup, lines_before: int, staging: Path) -> str:
+    """Write the rejected records of a group, with lines counted from the start of their input.
 
     Args:
-        path: The file, which may not exist.
+        new: The group.
         lines_before: The lines of the input before the group.
+        staging: The folder for the file, whose name contains the digest of its content.
 
     Returns:
         The SHA-256 of the file, in hex; "" without a file.
     """
-    if not path.exists():
+    if not new.raw_rejected.exists():
         return ""
+    content = new.raw_rejected.read_bytes()
     if lines_before:
-        entries = [orjson.loads(line) for line in path.read_bytes().splitlines()]
-        lines = [
+        entries = [orjson.loads(line) for line in content.splitlines()]
+        lines = (
             orjson.dumps({**entry, "line": entry["line"] + lines_before}) + b"\n"
             for entry in entries
-        ]
-        write_file(path, lambda file: file.writelines(lines))
-    return sha256(path.read_bytes()).hexdigest()
+        )
+        content = b"".join(lines)
+    file_digest = sha256(content).hexdigest()
+    path = staging / rejected_path(new.key, file_digest)
+    create_folder(path.parent)
+    write_bytes(path, content)
+    return file_digest

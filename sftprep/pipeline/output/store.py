@@ -1,13 +1,16 @@
 """The output of a build in an object store.
 
-The build works in a local scratch folder, like a build in a local folder. The commit has three
+The build works in a local scratch folder, like a build in a local folder. The commit has four
 steps:
 
 1. put the shards, the files of groups and the rejected records: their names contain digests of
-   their content or of their records, and no manifest names them yet;
+   their content, so an object that the current manifest names is at most written with the same
+   bytes;
 2. write the manifest, on the condition that it is still missing, or still the one that is replaced:
    the store decides between builds, and the one that loses gets OutputBusy;
-3. remove the files that only the replaced manifest names.
+3. write the data card, unless another build has committed since: before the commit, the builds
+   that lose would write theirs;
+4. remove the files that only the replaced manifest names.
 
 Nothing depends on a lock, a rename or a listing. What killed builds leave is removed by
 `garbage.py`.
@@ -27,17 +30,17 @@ from sftprep.config.build import OutputConfig
 from sftprep.config.cache_location import cache_dir
 from sftprep.core.atomic_write import storage_errors
 from sftprep.errors import ManifestError, OutputBusy, OutputExists, StorageError, setting
+from sftprep.pipeline.output.contents import card_notice
 from sftprep.pipeline.output.folder import OutputFolder, claim_output
+from sftprep.shards.group import files_of_group
 from sftprep.shards.layout import (
+    CARD_NAME,
     EVAL_FOLDER,
     LARGEST_MANIFEST,
     MANIFEST_NAME,
-    SHARD_FOLDER,
-    group_path,
-    index_path,
-    rejected_path,
 )
 from sftprep.shards.manifest import Manifest, parse_manifest, read_manifest
+from sftprep.shards.ownership import is_card
 from sftprep.stores.folder import Mark, StoreFolder
 
 _ATTEMPTS = 5
@@ -76,59 +79,34 @@ class OutputStore:
         return self.scratch.staging(evaluation=evaluation)
 
     def commit(
-        self, manifest: Manifest, evaluation: Manifest | None, *, keep_spill: bool
+        self, manifest: Manifest, evaluation: Manifest | None, card: bytes, *, keep_spill: bool
     ) -> StoreFolder:
         """Replace the previous build by the finished one; return its folder.
 
         Args:
             manifest: The manifest of the training build.
             evaluation: The manifest of the evaluation build, if there is one.
+            card: The data card. It is not written if the folder has a README.md of a user.
             keep_spill: Whether to keep the spills in the scratch folder.
 
         Raises:
             ConfigError: A manifest is larger than the largest one that can be read.
             OutputBusy: Another build has committed since the start of this one.
-            OutputExists: Files of the previous build would change before the commit.
             StorageError: The store cannot be written to.
         """
         with storage_errors(self.scratch.root):
             *files, (manifest_path, _) = self.scratch.stage(manifest, evaluation)
             content = manifest_path.read_bytes()
         previous = set() if self.replaced is None else _file_names(self.root, self.replaced)
-        self._check_kept(manifest, evaluation)
         self.root.put(files)
         self._write_manifest(content)
+        self._write_card(card, content)
         # Another build may have replaced this one already, and may use the files again.
         if (current := _read_committed(self.root)) and current.content == content:
             self.root.remove(previous - {name for _, name in files} - {MANIFEST_NAME})
         with storage_errors(self.scratch.root):
             self.scratch.clean(keep_spill=keep_spill)
         return self.root
-
-    def _check_kept(self, manifest: Manifest, evaluation: Manifest | None) -> None:
-        """Check that no file of the previous build is replaced by one with other content.
-
-        The name of a file of a group contains the digest of its records, but the file names the
-        inputs and the version as well.
-
-        Raises:
-            OutputExists: One would be.
-        """
-        if self.replaced is None:
-            return
-        pairs = [(self.replaced.manifest, manifest)]
-        if evaluation is not None and self.replaced.manifest.eval:
-            pairs.append((read_manifest(str(self.root / EVAL_FOLDER)), evaluation))
-        for old, new in pairs:
-            before = {entry.key: entry for entry in old.groups}
-            for entry in new.groups:
-                found = before.get(entry.key, entry)
-                if found.digest != entry.digest or found.rejected not in ("", entry.rejected):
-                    raise OutputExists(
-                        f"{self.root} holds a build of the same records from other files or by"
-                        " another version, and would be damaged until this one is complete",
-                        remedy=f"choose another {setting('output')}, or remove that build",
-                    )
 
     def _write_manifest(self, content: bytes) -> None:
         """Write the manifest if no other build has; this commits the build.
@@ -149,7 +127,7 @@ class OutputStore:
                 is_written, failure = False, error
             if is_written:
                 return
-            current = _read_manifest_object(self.root)
+            current = _read_object(self.root, MANIFEST_NAME)
             if current is not None and current[0] == content:
                 return  # it was written, and the response was lost
             if failure is not None:
@@ -161,6 +139,36 @@ class OutputStore:
             f"another build was committed to {self.root} while this one ran",
             remedy=f"look at it, then run this one again with {setting('overwrite', True)}",
         )
+
+    def _write_card(self, card: bytes, manifest: bytes) -> None:
+        """Write the data card, while the manifest is still that of this build.
+
+        Of several builds that commit one after the other, the last one writes the card: each
+        looks at the manifest after it has read the mark of the card that it replaces.
+
+        Args:
+            card: The data card.
+            manifest: The content of the manifest.
+
+        Raises:
+            StorageError: The store cannot be written to.
+        """
+        for _ in range(_ATTEMPTS):
+            found = _read_object(self.root, CARD_NAME)
+            current = _read_object(self.root, MANIFEST_NAME)
+            if current is None or current[0] != manifest:
+                return
+            if found is None:
+                is_written = self.root.create(CARD_NAME, card)
+            elif found[0] == card:
+                return  # also where it was written, and the response was lost
+            elif is_card(found[0]):
+                is_written = self.root.replace(CARD_NAME, card, found[1])
+            else:
+                card_notice(self.root).log()
+                return
+            if is_written:
+                return
 
 
 @contextmanager
@@ -203,7 +211,7 @@ def _read_committed(root: StoreFolder) -> _Committed | None:
     Raises:
         OutputExists: The folder has a manifest that cannot be read.
     """
-    found = _read_manifest_object(root)
+    found = _read_object(root, MANIFEST_NAME)
     if found is None:
         return None
     content, mark = found
@@ -216,21 +224,21 @@ def _read_committed(root: StoreFolder) -> _Committed | None:
         ) from error
 
 
-def _read_manifest_object(root: StoreFolder) -> tuple[bytes, Mark] | None:
-    """Return the content and the mark of the manifest, of one moment; None if there is none.
+def _read_object(root: StoreFolder, name: str) -> tuple[bytes, Mark] | None:
+    """Return the content and the mark of a file, of one moment; None if there is none.
 
     Raises:
         OutputBusy: It is replaced all the time.
     """
     for _ in range(_ATTEMPTS):
         try:
-            mark = root.mark(MANIFEST_NAME)
-            content = root.read_range(MANIFEST_NAME, 0, min(mark.size, LARGEST_MANIFEST) + 1)
-            if root.mark(MANIFEST_NAME) == mark:
+            mark = root.mark(name)
+            content = root.read_range(name, 0, min(mark.size, LARGEST_MANIFEST) + 1)
+            if root.mark(name) == mark:
                 return content, mark
         except FileNotFoundError:
             return None
-    raise OutputBusy(f"{root}/{MANIFEST_NAME} keeps changing", remedy="run it again later")
+    raise OutputBusy(f"{root}/{name} keeps changing", remedy="run it again later")
 
 
 def _file_names(root: StoreFolder, committed: _Committed) -> set[str]:
@@ -260,17 +268,13 @@ def build_names(prefix: str, manifest: Manifest, *, skip_damaged: bool = False) 
     Raises:
         ManifestError: The file of a group cannot be read.
     """
-    names = set()
+    names: set[str] = set()
     for number, entry in enumerate(manifest.groups):
         try:
-            shards = manifest.read_group(number).shards
+            group = manifest.read_group(number)
         except ManifestError:
             if not skip_damaged:
                 raise
             continue
-        names |= {f"{prefix}{SHARD_FOLDER}/{shard.name}" for shard in shards}
-        if manifest.has_slices:
-            names |= {prefix + group_path(entry.key), prefix + index_path(entry.key)}
-        if entry.rejected:
-            names.add(prefix + rejected_path(entry.key))
+        names.update(f"{prefix}{name}" for name in files_of_group(entry, group))
     return names

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from sftprep.core.hashing import hash64_array
 from sftprep.core.mask_arrays import TargetRuns
 from sftprep.pipeline.passes.overlong import LengthLimit, Sequences
 from sftprep.pipeline.passes.spill import Spill
-from sftprep.shards.manifest_size import MOST_EXACT_LENGTHS
+from sftprep.shards.manifest_size import MOST_EXACT_LENGTHS, POSITION_BIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +148,7 @@ def count_lengths(
         counts = [np.bincount(bins, weights, len(bounds)) for weights in (lengths, found)]
         return np.stack([by_length, *counts]).astype(np.int64)
     # Truncation keeps a token whose position is below `max_length`, counted from the other end.
-    sequence = np.searchsorted(offsets, targets.firsts, side="right") - 1
-    firsts, lasts = targets.firsts - offsets[sequence], targets.lasts - offsets[sequence]
+    sequence, firsts, lasts = _locate_targets(sequences, targets)
     if limit.truncate_side == "left":  # and a target only with the token before it
         firsts, lasts = lengths[sequence] - lasts + 1, lengths[sequence] - firsts + 1
     tokens = _count_by_bin(bounds, np.zeros_like(lengths), lengths)
@@ -167,17 +167,58 @@ def count_exact_lengths(sequences: Sequences, limit: LengthLimit) -> NDArray[np.
     return np.bincount(lengths[lengths <= min(limit.max_length, MOST_EXACT_LENGTHS)])
 
 
-def sum_exact_lengths(counts: Iterable[NDArray[np.int64]]) -> dict[str, list[int]]:
-    """Return the sum of results of `count_exact_lengths`, for the file of a group.
+def count_trained_positions(sequences: Sequences, targets: TargetRuns) -> NDArray[np.int64]:
+    """Return how many targets are at the positions of each bin: int64 [bins].
+
+    Bin k has the positions from 64 k to 64 k + 63 in the whole sequence, up to
+    `MOST_EXACT_LENGTHS`. So the sum of the first n bins is what 64 n tokens of each sequence keep.
+
+    Example:
+        A sequence of 100 tokens with the targets 1 to 99  ->  [63, 36]
+    """
+    _, firsts, lasts = _locate_targets(sequences, targets)
+    firsts, lasts = (np.minimum(ends, MOST_EXACT_LENGTHS) for ends in (firsts, lasts))
+    bounds = np.arange(POSITION_BIN, lasts.max(initial=0) + POSITION_BIN, POSITION_BIN)
+    return _count_by_bin(bounds, firsts, lasts)
+
+
+def _locate_targets(
+    sequences: Sequences, targets: TargetRuns
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the sequence of each run of targets, and the range of its positions there."""
+    offsets = sequences.offsets.astype(np.int64)
+    sequence = np.searchsorted(offsets, targets.firsts, side="right") - 1
+    starts = offsets[sequence]
+    return sequence, targets.firsts - starts, targets.lasts - starts
+
+
+def sum_exact_counts(
+    lengths: Iterable[NDArray[np.int64]], trained_positions: Iterable[NDArray[np.int64]]
+) -> dict[str, list[int]]:
+    """Return the sums of exact counts, for the file of a group.
 
     The lengths that no sequence has are omitted.
+
+    Args:
+        lengths: Results of `count_exact_lengths`.
+        trained_positions: Results of `count_trained_positions`.
     """
-    found = [*counts]
+    sequences = _sum_arrays(lengths)
+    found = np.flatnonzero(sequences)
+    return {
+        "lengths": found.tolist(),
+        "sequences": sequences[found].tolist(),
+        "trained_positions": _sum_arrays(trained_positions).tolist(),
+    }
+
+
+def _sum_arrays(arrays: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Return the sum of arrays of any lengths; what is beyond their end counts as 0."""
+    found = [*arrays]
     total = np.zeros(max(map(len, found), default=0), np.int64)
     for each in found:
         total[: len(each)] += each
-    lengths = np.flatnonzero(total)
-    return {"lengths": lengths.tolist(), "sequences": total[lengths].tolist()}
+    return total
 
 
 def _count_by_bin(
@@ -198,15 +239,13 @@ def _count_by_bin(
 
 
 def describe_lengths(
-    histograms: Iterable[NDArray[np.int64]],
-    exact: Iterable[NDArray[np.int64]],
-    limit: LengthLimit,
+    histograms: Iterable[NDArray[np.int64]], exact: dict[str, list[int]], limit: LengthLimit
 ) -> dict[str, Any]:
     """Return the sums of histograms, for the manifest.
 
     Args:
         histograms: Results of `count_lengths`.
-        exact: Results of `count_exact_lengths`.
+        exact: The result of `sum_exact_counts`.
         limit: The limit of both.
     """
     bounds = length_bounds(limit)
@@ -218,7 +257,7 @@ def describe_lengths(
         "model_limit": limit.model_limit,
         "up_to": bounds[is_filled].tolist(),
         **{name: row[is_filled].tolist() for name, row in zip(_LENGTH_COUNTS, total, strict=True)},
-        "exact": sum_exact_lengths(exact),
+        "exact": exact,
     }
 
 
@@ -242,4 +281,9 @@ def _sum_exact(left: dict[str, list[int]], right: dict[str, list[int]]) -> dict[
     counts = Counter(dict(zip(left["lengths"], left["sequences"], strict=True)))
     counts.update(dict(zip(right["lengths"], right["sequences"], strict=True)))
     lengths = sorted(counts)
-    return {"lengths": lengths, "sequences": [counts[length] for length in lengths]}
+    positions = (each["trained_positions"] for each in (left, right))
+    return {
+        "lengths": lengths,
+        "sequences": [counts[length] for length in lengths],
+        "trained_positions": [*map(sum, zip_longest(*positions, fillvalue=0))],
+    }

@@ -29,9 +29,9 @@ from sftprep.pipeline.passes.shard_task import ShardTask, WrittenShard, write_on
 from sftprep.pipeline.passes.spill import spill_path
 from sftprep.shards.group import ShardInfo
 from sftprep.shards.pack_index import PackIndex
-from sftprep.shards.schema import BLOCK_PACKS
+from sftprep.shards.schema import BLOCK_PACKS, shard_columns
 from sftprep.shards.sequences.index import index_bytes
-from sftprep.shards.sequences.schema import BLOCK_TOKENS
+from sftprep.shards.sequences.schema import BLOCK_TOKENS, sequence_columns
 
 if TYPE_CHECKING:  # workers do not need the modules that it imports
     from sftprep.pipeline.groups.selection import BuildSplit
@@ -116,6 +116,15 @@ def write_packs(
     shards = _write_shards(tasks, place, executor, progress)
     index = PackIndex.concatenate(shard.sizes for shard in shards)  # type: ignore[misc]
     return _written(shards, index.to_bytes(), plan, order)
+
+
+def stored_columns(split: BuildSplit, config: BuildConfig, max_length: int) -> dict[str, str]:
+    """Return the columns of the shards of a split, and their types."""
+    has_weights = any(part.has_weights for part in split.parts)
+    if config.output.layout == "sequences":
+        return sequence_columns(loss_weights=has_weights)
+    position_ids = config.output.position_ids
+    return shard_columns(max_length, position_ids=position_ids, loss_weights=has_weights)
 
 
 def write_whole_sequences(

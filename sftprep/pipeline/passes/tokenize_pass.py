@@ -31,6 +31,7 @@ from sftprep.pipeline.passes.sequence_stats import (
     collect_stats,
     count_exact_lengths,
     count_lengths,
+    count_trained_positions,
 )
 from sftprep.pipeline.passes.spill import Spill, map_spill, read_spill, spill_path, write_spill
 from sftprep.recipe import RecipeFile
@@ -93,6 +94,7 @@ class PartitionResult:
         starts: int32 [sequences]; its first token in that row; None if all are 0.
         whole_lengths: The histogram of the lengths before the cut: see `count_lengths`.
         exact_lengths: The counts of the lengths before the cut: see `count_exact_lengths`.
+        trained_positions: The counts of targets before the cut: see `count_trained_positions`.
         counts: The counts, by name.
         rejected: The rejected records, in the order of their lines.
         reused: Whether the spill existed already.
@@ -115,6 +117,7 @@ class PartitionResult:
     starts: NDArray[np.int32] | None
     whole_lengths: NDArray[np.int64]
     exact_lengths: NDArray[np.int64]
+    trained_positions: NDArray[np.int64]
     counts: dict[str, int]
     rejected: list[Rejected]
     reused: bool
@@ -256,6 +259,7 @@ def _cut_sequences(
         starts=starts.astype(np.int32) if starts.any() else None,
         whole_lengths=count_lengths(spill, targets, task.limit),
         exact_lengths=count_exact_lengths(spill, task.limit),
+        trained_positions=count_trained_positions(spill, targets),
         counts=fitted.counts,
         rejected=fitted.rejected,
         reused=reused,

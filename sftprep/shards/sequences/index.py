@@ -193,7 +193,8 @@ def read_sequence_index(folder: BuildFolder, group: Group) -> SequenceIndex:
         ShardError: The file is missing or damaged.
         StorageError: The store cannot be reached.
     """
-    with local_file(folder, index_path(group.key), group.index_digest) as path:
+    name = index_path(group.key, group.index_digest)
+    with local_file(folder, name, group.index_digest) as path:
         return read_sequence_index_file(path, group)
 
 

@@ -11,15 +11,32 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sftprep.shards.schema import schema_of
+
 BLOCK_TOKENS = 1 << 18
 """The tokens of a block, about: those of a block of 64 packs of 4,096 tokens."""
+
+
+def sequence_columns(*, loss_weights: bool) -> dict[str, str]:
+    """Return the columns of a shard, in order, and their types, see `schema_of`.
+
+    Args:
+        loss_weights: Whether the shard has the column `loss_weights`.
+    """
+    columns = {
+        "input_ids": "list<int32>",
+        "completion_mask": "list<bool>",
+        "origin": "int64",
+        "loss_weights": "list<float32>" if loss_weights else "",
+        "flags": "uint8",
+    }
+    return {name: kind for name, kind in columns.items() if kind}
 
 
 def sequence_schema(*, loss_weights: bool) -> pa.Schema:
@@ -28,24 +45,7 @@ def sequence_schema(*, loss_weights: bool) -> pa.Schema:
     Args:
         loss_weights: Whether the shard has the column `loss_weights`.
     """
-    # Of each column: the type of its values, their name for `datasets`, and whether it has lists.
-    columns = {
-        "input_ids": (pa.int32(), "int32", True),
-        "completion_mask": (pa.bool_(), "bool", True),
-        "origin": (pa.int64(), "int64", False),
-        "loss_weights": (pa.float32(), "float32", True),
-        "flags": (pa.uint8(), "uint8", False),
-    }
-    if not loss_weights:
-        del columns["loss_weights"]
-    features: dict[str, Any] = {}
-    fields = []
-    for name, (kind, dtype, is_list) in columns.items():
-        value = {"dtype": dtype, "_type": "Value"}
-        features[name] = {"feature": value, "_type": "List"} if is_list else value
-        fields.append(pa.field(name, pa.list_(kind) if is_list else kind))
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    return pa.schema(fields, metadata=metadata)
+    return schema_of(sequence_columns(loss_weights=loss_weights))
 
 
 def block_offsets(lengths: NDArray[Any]) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from sftprep.shards.group import Group, GroupEntry
 from sftprep.shards.layout import group_path, index_path, rejected_path
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import Manifest
+from sftprep.shards.manifest_size import MOST_EXACT_LENGTHS
 from sftprep.shards.pack_index import PackIndex, is_index, read_index_file
 from sftprep.shards.reading.group_plan import count_packs
 from sftprep.shards.reading.pack_settings import PackSettings
@@ -34,7 +35,7 @@ def check_stored_group(root: BuildFolder, entry: GroupEntry, manifest: Manifest)
         ShardError: It is missing or damaged.
     """
     if isinstance(root, StoreFolder) and manifest.has_slices:
-        with fresh_file(root, group_path(entry.key), entry.digest):
+        with fresh_file(root, group_path(entry.key, entry.digest), entry.digest):
             pass
 
 
@@ -87,18 +88,14 @@ def _find_entry_problem(
 
 
 def _find_rejected_problem(root: BuildFolder, entry: GroupEntry, quick: bool) -> str:
-    name = rejected_path(entry.key)
-    path = root / name
-    if isinstance(path, Path):
-        is_changed = (
-            path.is_file() != bool(entry.rejected)
-            if quick
-            else (file_digest(path) != entry.rejected)
-        )
-        return f"{path} is not what was written" if is_changed else ""
-    assert isinstance(root, StoreFolder)
     if not entry.rejected:
         return ""
+    name = rejected_path(entry.key, entry.rejected)
+    path = root / name
+    if isinstance(path, Path):
+        is_intact = path.is_file() if quick else file_digest(path) == entry.rejected
+        return "" if is_intact else f"{path} is not what was written"
+    assert isinstance(root, StoreFolder)
     if quick:
         try:
             root.mark(name)
@@ -110,7 +107,7 @@ def _find_rejected_problem(root: BuildFolder, entry: GroupEntry, quick: bool) ->
 
 
 def _find_index_problem(root: BuildFolder, entry: GroupEntry, group: Group, layout: str) -> str:
-    name = index_path(group.key)
+    name = index_path(group.key, group.index_digest)
     with fresh_file(root, name, group.index_digest) as path:
         # The digest of the file itself: what was read of it before may be in memory.
         if not is_index(path, group.index_digest):
@@ -165,4 +162,16 @@ def find_length_problems(lengths: dict[str, Any], ledger: Ledger) -> list[str]:
         if counts is None or not is_valid or sum(counts) != number:
             what = name.replace("_", " ")
             problems.append(f"the histogram of lengths does not count the {number:,} {what}")
+    if "exact" in lengths and not _are_positions_counted(lengths, ledger.trained_in):
+        problems.append("the counts of trained tokens by position are not those of the ledger")
     return problems
+
+
+def _are_positions_counted(lengths: dict[str, Any], trained: int) -> bool:
+    """Return whether the trained tokens by position are all of them, apart from later positions."""
+    try:
+        total = sum(lengths["exact"]["trained_positions"])
+        has_all = max(lengths["up_to"], default=0) <= MOST_EXACT_LENGTHS
+    except (KeyError, TypeError):
+        return False
+    return bool(total == trained if has_all else total <= trained)

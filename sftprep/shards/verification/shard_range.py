@@ -221,7 +221,7 @@ def _check_wholly(
         else:
             found, problems = check_shard(path, info, group, manifest)
             if sizes is not None and not found.equals(sizes):
-                index = root / index_path(group.key)
+                index = root / index_path(group.key, group.index_digest)
                 problems.append(f"{path}: its packs do not have the sizes that {index} says")
     totals.blocks_read += len(info.blocks) or 1
     totals.add(_totals_of(found))

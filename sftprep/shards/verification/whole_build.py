@@ -12,14 +12,12 @@ from hashlib import sha256
 from pathlib import Path
 
 from sftprep.errors import ManifestError
+from sftprep.shards.group import files_of_group
 from sftprep.shards.layout import (
     EVAL_FOLDER,
     GROUP_FOLDER,
     REJECTED_FOLDER,
     SHARD_FOLDER,
-    group_path,
-    index_path,
-    rejected_path,
 )
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import Manifest, read_manifest
@@ -96,14 +94,14 @@ def _find_unlisted_files(root: Path, manifest: Manifest) -> list[str]:
 def _find_unlisted_in(root: Path, manifest: Manifest | None) -> list[str]:
     """Return the folders of one build with files that its manifest does not list."""
     listed: set[str] = set()
-    unknown: list[str] = []  # the folders of groups whose shards are not known
+    unknown: list[str] = []  # what the names of groups begin with whose other files are not known
     for number, entry in enumerate(manifest.groups if manifest else ()):
-        listed |= {group_path(entry.key), index_path(entry.key), rejected_path(entry.key)}
         try:
             assert manifest is not None
-            listed |= {f"{SHARD_FOLDER}/{info.name}" for info in manifest.read_group(number).shards}
+            listed.update(files_of_group(entry, manifest.read_group(number)))
         except ManifestError:
-            unknown.append(f"{SHARD_FOLDER}/{entry.key}/")
+            folders = (f"{folder}/{entry.key}-" for folder in (GROUP_FOLDER, REJECTED_FOLDER))
+            unknown += [f"{SHARD_FOLDER}/{entry.key}/", *folders]
     problems = []
     for folder in (SHARD_FOLDER, GROUP_FOLDER, REJECTED_FOLDER):
         unlisted = sorted(
