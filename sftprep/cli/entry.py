@@ -14,6 +14,7 @@ from cyclopts.config import Dict
 import sftprep.cli.build
 import sftprep.cli.finished
 import sftprep.cli.garbage
+import sftprep.cli.preview
 import sftprep.cli.push
 import sftprep.cli.verify  # noqa: F401
 from sftprep.cli.app import app

@@ -25,7 +25,7 @@ from sftprep.pipeline.output.part_identity import record_identity
 from sftprep.pipeline.output.shared_folder import check_joined, join_output
 from sftprep.pipeline.passes.shard_pass import Progress
 from sftprep.pipeline.prepare.inputs import check_unchanged
-from sftprep.pipeline.prepare.setup import Setup, prepare_setup
+from sftprep.pipeline.prepare.setup import Setup, check_has_output, prepare_setup
 from sftprep.pipeline.workers import input_bytes, start_workers
 from sftprep.shards.layout import receipt_name
 from sftprep.sources.partition import Source
@@ -83,6 +83,7 @@ def build_part(
     """
     started = time.monotonic()
     number, count = _parse_own_part(config)
+    check_has_output(config)
     setup = prepare_setup(config, data, eval_data)
     check_groups(setup, config, is_far=False)
     _check_functions(setup)
