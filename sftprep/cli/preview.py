@@ -119,8 +119,8 @@ def preview(
     debug
         Show a traceback with errors.
     """
-    from sftprep.preview.run import preview_records
-    from sftprep.preview.sample import RecordChoice
+    from sftprep.previews.run import preview_records
+    from sftprep.previews.sample import RecordChoice
     from sftprep.report.preview_view import ViewOptions, preview_data, preview_lines
 
     check_integer(number, setting("number"), 1, 10_000)
@@ -169,7 +169,7 @@ def doctor(
     debug
         Show a traceback with errors.
     """
-    from sftprep.preview.run import examine_sample
+    from sftprep.previews.run import examine_sample
     from sftprep.report.preview_view import ViewOptions, preview_data, preview_lines
 
     check_integer(records, setting("records"), 1, 10_000_000)

@@ -37,7 +37,7 @@ from sftprep.pipeline.output.part_identity import check_identity
 from sftprep.pipeline.output.root_manifest import NewGroup, link_evaluation, make_manifest
 from sftprep.pipeline.passes.shard_pass import Progress
 from sftprep.pipeline.prepare.inputs import check_unchanged
-from sftprep.pipeline.prepare.setup import Setup, check_has_output, prepare_setup
+from sftprep.pipeline.prepare.setup import Setup, prepare_setup
 from sftprep.pipeline.workers import Workers, connect_executor, input_bytes, start_workers
 from sftprep.records.inspection.source_reading import SourceReading
 from sftprep.shards.layout import EVAL_FOLDER, raw_rejected_name, rejected_path
@@ -96,8 +96,7 @@ def build(
     """
     assert config.output.part is None, "see `build_part`"
     started = time.monotonic()
-    check_has_output(config)
-    destination = find_destination(config.output.output)  # first: it refuses unknown stores
+    destination = find_destination(config.output)  # first: it refuses unknown stores
     setup = prepare_setup(config, data, eval_data)
     with ExitStack() as stack:
         executor = executor or stack.enter_context(connect_executor(config))

@@ -21,11 +21,12 @@ from sftprep.pipeline.groups.receipts import receipt_key
 from sftprep.pipeline.groups.rounds import GroupProgress, count_rounds, run_rounds
 from sftprep.pipeline.groups.task import GroupTask
 from sftprep.pipeline.groups.task_list import check_groups
+from sftprep.pipeline.output.claim import check_has_output
 from sftprep.pipeline.output.part_identity import record_identity
 from sftprep.pipeline.output.shared_folder import check_joined, join_output
 from sftprep.pipeline.passes.shard_pass import Progress
 from sftprep.pipeline.prepare.inputs import check_unchanged
-from sftprep.pipeline.prepare.setup import Setup, check_has_output, prepare_setup
+from sftprep.pipeline.prepare.setup import Setup, prepare_setup
 from sftprep.pipeline.workers import input_bytes, start_workers
 from sftprep.shards.layout import receipt_name
 from sftprep.sources.partition import Source
@@ -83,7 +84,6 @@ def build_part(
     """
     started = time.monotonic()
     number, count = _parse_own_part(config)
-    check_has_output(config)
     setup = prepare_setup(config, data, eval_data)
     check_groups(setup, config, is_far=False)
     _check_functions(setup)
@@ -119,6 +119,7 @@ def build_part(
 def _parse_own_part(config: BuildConfig) -> tuple[int, int]:
     part = parse_part(config.output.part, setting("part", config.output.part))
     assert part is not None, "the settings have no part"
+    check_has_output(config.output)
     if is_url(config.output.output):
         raise ConfigError(
             f"{setting('output')} is {config.output.output}, and the parts of a build must share a"

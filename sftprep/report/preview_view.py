@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sftprep.errors import FlagNames, escape_control, format_count, render_settings
-from sftprep.preview.result import (
+from sftprep.previews.result import (
     Preview,
     PreviewRecord,
     PreviewSequence,

@@ -96,14 +96,6 @@ class Setup:
         return [each.source.name for each in self.inputs]
 
 
-def check_has_output(config: BuildConfig) -> None:
-    """Raise ConfigError if the settings of a build name no output folder."""
-    if not config.output.output:
-        raise ConfigError(
-            "no output folder is specified", remedy=f"specify one with {setting('output', 'DIR')}"
-        )
-
-
 def prepare_setup(
     config: BuildConfig, data: Sequence[Source] = (), eval_data: Sequence[Source] = ()
 ) -> Setup:

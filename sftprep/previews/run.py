@@ -27,15 +27,15 @@ from sftprep.pipeline.passes.overlong import FittedSequences, LengthLimit, fit_l
 from sftprep.pipeline.passes.preprocess import Preprocessor, begin_preprocess
 from sftprep.pipeline.passes.sequence_stats import count_lengths
 from sftprep.pipeline.prepare.setup import Setup, prepare_setup
-from sftprep.preview.result import (
+from sftprep.previews.result import (
     Preview,
     PreviewRecord,
     PreviewSequence,
     PreviewSource,
 )
-from sftprep.preview.sample import ChosenRecord, RecordChoice, choose_records, sample_records
-from sftprep.preview.tokens import TokenTexts
-from sftprep.preview.verdicts import NO_ANSWER, Findings, judge
+from sftprep.previews.sample import ChosenRecord, RecordChoice, choose_records, sample_records
+from sftprep.previews.tokens import TokenTexts
+from sftprep.previews.verdicts import NO_ANSWER, Findings, judge
 from sftprep.records.inspection.source_reading import SourceReading
 from sftprep.sources.partition import Source
 

@@ -28,7 +28,7 @@ class Verdict:
         counted: What `number` counts, in the singular.
         file: The input with the first of them; "" if it is not known.
         line: The line or row of the first of them, from 1.
-        remedy: What changes it, with references to settings; "" if nothing is to be done.
+        remedy: What changes it, with references to settings; "" if there is none.
     """
 
     severity: Severity
@@ -101,7 +101,7 @@ class PreviewSource:
     Attributes:
         name: The entry of the mixture; the first of the inputs if those of the entry are read
             differently.
-        files: The number of its inputs that are read in this way.
+        files: The number of its inputs that are read like this.
         weight: Its weight in a mixture; None without weights.
         format: The format that was detected, or that the settings specify.
         template: The chat template: its file, or the tokenizer that has it; "" without one.

@@ -22,7 +22,7 @@ from sftprep.errors import FlagNames, SettingNames, setting
 from sftprep.pipeline.groups.ledgers import correction_for, remedies_for_rejected
 from sftprep.pipeline.passes.overlong import LengthLimit
 from sftprep.pipeline.passes.sequence_stats import describe_lengths
-from sftprep.preview.result import Verdict
+from sftprep.previews.result import Verdict
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.length_advice import LengthAdvice, advise_from_counts, describe_advice
 from sftprep.shards.warning_kinds import describe_warnings
