@@ -78,7 +78,7 @@ _Output = Annotated[OutputConfig | None, _flags("Output and execution", 6, show=
 def preview(
     *inputs: str,
     number: Annotated[int, Parameter(name=["--number", "-n"])] = 5,
-    line: tuple[str, ...] = (),
+    line: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     random: int | None = None,
     full: bool = False,
     tokens: bool = True,

@@ -23,12 +23,12 @@ class Verdict:
     Attributes:
         severity: How serious it is.
         kind: A short stable name, that of a count of the ledger.
-        text: What is wrong; it may contain references to settings.
+        text: What is wrong.
         number: The number of records or sequences that it concerns.
         counted: What `number` counts, in the singular.
         file: The input with the first of them; "" if it is not known.
         line: The line or row of the first of them, from 1.
-        remedy: What changes it, with references to settings; "" if there is none.
+        remedy: What changes it; "" if there is nothing to suggest.
     """
 
     severity: Severity

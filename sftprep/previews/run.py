@@ -35,7 +35,7 @@ from sftprep.previews.result import (
 )
 from sftprep.previews.sample import ChosenRecord, RecordChoice, choose_records, sample_records
 from sftprep.previews.tokens import TokenTexts
-from sftprep.previews.verdicts import NO_ANSWER, Findings, judge
+from sftprep.previews.verdicts import UNTRAINED, Findings, judge
 from sftprep.records.inspection.source_reading import SourceReading
 from sftprep.sources.partition import Source
 
@@ -205,13 +205,14 @@ class _Examiner:
             if name not in findings.firsts:
                 findings.firsts[name] = place(line)
         for rejected in fitted.rejected:
+            findings.counts[f"rejected.{rejected.reason}"] += 1
             if rejected.reason not in findings.rejected:
                 findings.rejected[rejected.reason] = place(rejected.line), rejected
         for row in _untrained_rows(examined).tolist():
-            if not examined.texts.has_answer(row):
-                findings.counts[NO_ANSWER] += 1
-            elif "no_trained_token" not in findings.firsts:
-                findings.firsts["no_trained_token"] = place(int(whole.line_of[row]))
+            if examined.texts.has_answer(row):
+                findings.counts[UNTRAINED] += 1
+                if UNTRAINED not in findings.firsts:
+                    findings.firsts[UNTRAINED] = place(int(whole.line_of[row]))
         findings.histograms.append(count_lengths(whole, examined.targets, self._setup.limit))
 
 
@@ -290,7 +291,7 @@ def _describe_sources(setup: Setup) -> tuple[PreviewSource, ...]:
     readings_of = Counter(entry for entry, _ in files)
     return tuple(
         PreviewSource(
-            # Files of one entry that are read differently are told apart by the first of them.
+            # The first file distinguishes those of one entry that are read differently.
             name=names[0] if readings_of[entry] > 1 else setup.entries[entry].name,
             files=len(names),
             weight=setup.entries[entry].weight,

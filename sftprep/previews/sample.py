@@ -6,7 +6,8 @@ A sample is spread evenly over the inputs, and deterministic:
    where k is the smallest power of 2 that leaves at most `_MOST_PARTITIONS`. As the inputs are read
    only once and N is not known before, k starts at 1, and whenever too many partitions are kept,
    every second one is given up and k doubles.
-2. Of each kept partition, an equal number of records is taken, at equal distances.
+2. The sample is shared evenly among the inputs, as far as they have records; and of an input, among
+   its kept partitions in proportion to their records, which are taken at equal distances.
 
 Cost: of files of lines and tables, only the kept partitions are read. Inputs that can only be read
 from their start (compressed files, JSON arrays, CSV, data in memory) are read once.
@@ -19,7 +20,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice, takewhile, zip_longest
+from itertools import groupby, islice, takewhile, zip_longest
 
 from sftprep.config.validation import is_url
 from sftprep.errors import ConfigError, setting
@@ -92,7 +93,7 @@ def choose_records(
         InputUnreadable: An input cannot be read.
     """
     if choice.lines:
-        return [_find_line(sources, file, line) for file, line in choice.lines]
+        return _find_lines(sources, choice.lines)
     if choice.seed is not None:
         sample, _ = sample_records(sources, pool)
         chosen = random.Random(choice.seed).sample(sample, min(choice.count, len(sample)))
@@ -122,7 +123,7 @@ def sample_records(sources: Sequence[Source], count: int) -> tuple[list[ChosenRe
         InputUnreadable: An input cannot be read.
     """
     kept: list[_SampledPartition] = []
-    distance, is_complete, num_kept = 1, True, 0
+    distance, is_complete = 1, True
     lines_of: dict[int, int] = {}  # by the input, the lines of its partitions with a payload
     for partition in cut(sources, _PART_BYTES):
         before = 0
@@ -133,18 +134,24 @@ def sample_records(sources: Sequence[Source], count: int) -> tuple[list[ChosenRe
             continue
         if len(kept) == _MOST_PARTITIONS:
             kept, distance, is_complete = kept[::2], 2 * distance, False
-            num_kept = sum(len(part.records) for part in kept)
             if partition.index % distance:
                 continue
-        # Enough for the final share of this partition, however many are kept in the end.
-        most = max(count // (len(kept) + 1), 2 * count // _MOST_PARTITIONS + 1, count - num_kept)
-        kept.append(_SampledPartition.of(partition, before, most))
-        num_kept += len(kept[-1].records)
-    shares = _share(count, [len(part.records) for part in kept])
+        # Twice the final share of this partition, if those of its input have equal numbers of
+        # records.
+        num_of_input = sum(part.input == partition.input for part in kept)
+        kept.append(_SampledPartition.of(partition, before, 2 * count // (num_of_input + 1)))
     records: list[ChosenRecord] = []
-    for part, share in zip(kept, shares, strict=True):
-        is_complete &= share == part.size
-        records += _spread(part.records, share)
+    by_input = [[*parts] for _, parts in groupby(kept, key=lambda part: part.input)]
+    shares = _share(count, [sum(part.size for part in parts) for parts in by_input])
+    for share, parts in zip(shares, by_input, strict=True):
+        seen = taken = 0
+        size = sum(part.size for part in parts)
+        for part in parts:
+            seen += part.size
+            chosen = _spread(part.records, share * seen // max(1, size) - taken)
+            taken = share * seen // max(1, size)
+            is_complete &= len(chosen) == part.size
+            records += chosen
     return records, is_complete
 
 
@@ -162,30 +169,40 @@ def _iterate_records(sources: Sequence[Source], numbers: Iterable[int]) -> Itera
                 line += 1
 
 
-def _find_line(sources: Sequence[Source], file: str, line: int) -> ChosenRecord:
+def _find_lines(sources: Sequence[Source], places: Sequence[tuple[str, int]]) -> list[ChosenRecord]:
+    """Return the records in some lines, in their order; each input is read once."""
+    wanted = [(_find_input(sources, file, line), line) for file, line in places]
+    found: dict[tuple[int, int], ChosenRecord] = {}
+    for number in {number for number, _ in wanted}:
+        last = max(line for input_number, line in wanted if input_number == number)
+        for record in _iterate_records(sources, [number]):
+            if record.number >= last:
+                break
+            if (number, record.number + 1) in wanted:
+                found[number, record.number + 1] = record
+    for number, line in wanted:
+        if (number, line) not in found:
+            raise ConfigError(
+                f"{sources[number].name} has no record in line {line:,}",
+                remedy=f"name another line with {setting('line')}",
+            )
+    return [found[place] for place in dict.fromkeys(wanted)]
+
+
+def _find_input(sources: Sequence[Source], file: str, line: int) -> int:
+    """Return the index of the input with a name, or with a path that ends with it."""
     numbers = [
         number
         for number, source in enumerate(sources)
         if file in ("", source.name, source.file) or source.name.endswith(f"/{file}")
     ]
     if len(numbers) != 1:
-        problem = "several inputs" if numbers else "no input"
+        which = f"{len(numbers):,} inputs" if numbers else "none of the inputs"
         raise ConfigError(
-            f"{setting('line', f'{file}:{line}' if file else line)} fits {problem}",
-            remedy=f"name one of the inputs: {setting('line', f'{sources[0].name}:{line}')}",
+            f"{setting('line', f'{file}:{line}' if file else line)} names {which}",
+            remedy=f"name one of them: {setting('line', f'{sources[0].name}:{line}')}",
         )
-    for record in _iterate_records(sources, numbers):
-        if record.number + 1 == line:
-            return record
-        if record.number >= line:
-            raise ConfigError(
-                f"line {line:,} of {sources[numbers[0]].name} is empty",
-                remedy=f"choose another one with {setting('line', record.number + 1)}",
-            )
-    raise ConfigError(
-        f"{sources[numbers[0]].name} has no record in line {line:,}",
-        remedy=f"choose another one with {setting('line', 1)}",
-    )
+    return numbers[0]
 
 
 # --- the sample -----------------------------------------------------------------------------------
@@ -195,6 +212,7 @@ def _find_line(sources: Sequence[Source], file: str, line: int) -> ChosenRecord:
 class _SampledPartition:
     """A partition of the sample."""
 
+    input: int  # the index of its input
     records: list[ChosenRecord]  # some of its records
     size: int  # the number of its records
 
@@ -213,7 +231,7 @@ class _SampledPartition:
             for number, data in enumerate(split_lines(read_partition(partition)))
             if data.strip()
         ]
-        return cls(_spread(records, most), len(records))
+        return cls(partition.input, _spread(records, most), len(records))
 
 
 @lru_cache(maxsize=256)
@@ -237,7 +255,7 @@ def _spread(records: list[ChosenRecord], count: int) -> list[ChosenRecord]:
 
 
 def _share(total: int, sizes: Sequence[int]) -> list[int]:
-    """Share a number among partitions as evenly as their sizes allow.
+    """Share a number among inputs as evenly as their sizes allow.
 
     Example:
         total = 10, sizes = [2, 100, 100]  ->  [2, 4, 4]

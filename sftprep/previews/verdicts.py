@@ -18,11 +18,19 @@ from numpy.typing import NDArray
 from sftprep.config.build import BuildConfig
 from sftprep.core.omissions import ARGUMENT, CALL, MESSAGE, TEXT_WITH_CALL
 from sftprep.core.types import Rejected
-from sftprep.errors import FlagNames, SettingNames, setting
+from sftprep.errors import (
+    PythonNames,
+    RecordError,
+    SettingNames,
+    front_end,
+    render_settings,
+    setting,
+)
 from sftprep.pipeline.groups.ledgers import correction_for, remedies_for_rejected
 from sftprep.pipeline.passes.overlong import LengthLimit
 from sftprep.pipeline.passes.sequence_stats import describe_lengths
-from sftprep.previews.result import Verdict
+from sftprep.previews.result import Severity, Verdict
+from sftprep.records.checks.quality_checks import REASONS as SUSPECT_REASONS
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.length_advice import LengthAdvice, advise_from_counts, describe_advice
 from sftprep.shards.warning_kinds import describe_warnings
@@ -31,8 +39,9 @@ MAJOR_WARNINGS = frozenset(
     {MESSAGE, CALL, ARGUMENT, TEXT_WITH_CALL, "end_of_turn_not_trained", "double_bos"}
 )
 """The kinds of warnings that are major."""
-NO_ANSWER = "no_answer"
-"""The count of sequences without a trained token that have no answer either."""
+UNTRAINED = "untrained"
+"""The count of sequences with an answer of which no token is trained. Others without a trained
+token have no answer, which is a warning, or are a part of a sequence that was split."""
 
 Place = tuple[str, int]
 """The name of an input, and a line or row from 1."""
@@ -73,39 +82,54 @@ def judge(findings: Findings, config: BuildConfig, limit: LengthLimit) -> tuple[
         config: The settings of the build.
         limit: The limit of the lengths of sequences.
     """
-    names = FlagNames()
+    names = front_end.get(PythonNames())
     verdicts = [
-        *_judge_rejected(findings, config),
+        *_judge_rejected(findings, config, names),
         *_judge_warnings(findings, config, names),
         *_judge_dropped(findings),
         *_judge_cuts(findings, limit),
     ]
-    return tuple(sorted(verdicts, key=lambda verdict: verdict.severity))
+    shown = [
+        dataclasses.replace(
+            verdict,
+            text=render_settings(verdict.text, names),
+            remedy=render_settings(verdict.remedy, names),
+        )
+        for verdict in verdicts
+    ]
+    return tuple(sorted(shown, key=lambda verdict: verdict.severity))
 
 
-def _judge_rejected(findings: Findings, config: BuildConfig) -> Iterator[Verdict]:
+def _judge_rejected(
+    findings: Findings, config: BuildConfig, names: SettingNames
+) -> Iterator[Verdict]:
     """Yield the verdicts about bad records: major if a build would fail because of them."""
     ledger = findings.ledger
     number = sum(ledger.rejected.values())
     is_quarantined = config.output.on_bad_record == "quarantine"
     fails = not is_quarantined or number > config.output.rejected_limit(ledger.records)
-    suspects = ledger.warnings.get("suspects_rejected", 0)
     for reason, count in ledger.rejected.items():
-        place, record = findings.rejected[reason]
-        remedies = [
-            correction_for(reason, config.format),
-            *remedies_for_rejected({reason: count}, suspects),
-            "" if is_quarantined else f"{setting('on_bad_record', 'quarantine')} leaves it out",
-        ]
-        yield Verdict(
-            "major" if fails else "minor",
-            f"rejected.{reason}",
-            f"{record.message} [{reason}], which makes it a bad record",
-            count,
-            "record",
-            *place,
-            remedy="; or ".join(filter(None, remedies)) or "correct the records",
-        )
+        (file, line), record = findings.rejected[reason]
+        correction = correction_for(reason, config.format)
+        if is_quarantined:
+            suspects = count if reason in SUSPECT_REASONS else 0
+            others = remedies_for_rejected({reason: count}, suspects)
+            remedy = ", or ".join([correction or "correct the record", *others])
+        else:
+            # What the build says when it stops at such a record.
+            error = RecordError(
+                file=file,
+                line=line,
+                column=record.column,
+                reason=reason,
+                message=record.message,
+                excerpt=record.excerpt,
+                correction=correction,
+            )
+            remedy = error.shown_by(names).remedy
+        text = f"{record.message} [{reason}], which makes it a bad record"
+        severity: Severity = "major" if fails else "minor"
+        yield Verdict(severity, f"rejected.{reason}", text, count, "record", file, line, remedy)
 
 
 def _judge_warnings(
@@ -135,18 +159,26 @@ def _judge_warnings(
 def _judge_dropped(findings: Findings) -> Iterator[Verdict]:
     """Yield the verdicts about sequences that a build leaves out."""
     for reason, number in findings.ledger.dropped.items():
+        if reason == "no_trained_token":
+            continue
         text, counted, remedy = _DROPPED.get(
             reason, (f"the transform leaves out the record [{reason}]", "record", "")
         )
-        if reason != "no_trained_token":
-            place = findings.firsts.get(f"dropped.{reason}", ("", 0))
-            yield Verdict("minor", reason, text, number, counted, *place, remedy=remedy)
-            continue
-        # A conversation without an answer has nothing to train, which has a warning of its own.
-        unexplained = number - findings.counts[NO_ANSWER]
-        if unexplained:
-            place = findings.firsts[reason]
-            yield Verdict("major", reason, text, unexplained, counted, *place, remedy=remedy)
+        place = findings.firsts.get(f"dropped.{reason}", ("", 0))
+        yield Verdict("minor", reason, text, number, counted, *place, remedy=remedy)
+    if findings.counts[UNTRAINED]:
+        yield Verdict(
+            "major",
+            "no_trained_token",
+            "no token of it is trained, so a build leaves it out",
+            findings.counts[UNTRAINED],
+            "sequence",
+            *findings.firsts[UNTRAINED],
+            remedy=(
+                f"raise {setting('max_length')} if its answer is cut, or check"
+                f" {setting('train_on')}"
+            ),
+        )
 
 
 def _judge_cuts(findings: Findings, limit: LengthLimit) -> Iterator[Verdict]:
@@ -174,11 +206,6 @@ def _judge_cuts(findings: Findings, limit: LengthLimit) -> Iterator[Verdict]:
 
 
 _DROPPED: dict[str, tuple[str, str, str]] = {
-    "no_trained_token": (
-        "no token of it is trained, so a build leaves it out",
-        "sequence",
-        f"raise {setting('max_length')} if its answer is cut, or check {setting('train_on')}",
-    ),
     "no_assistant_turn": (
         "it has no turn of the assistant after a prompt, so a build leaves it out",
         "record",

@@ -8,14 +8,14 @@ without color.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
-from sftprep.errors import FlagNames, escape_control, format_count, render_settings
+from sftprep.errors import escape_control, format_count
 from sftprep.previews.result import (
     Preview,
     PreviewRecord,
@@ -71,9 +71,9 @@ def verdict_lines(preview: Preview, options: ViewOptions) -> Iterator[str]:
         facts = [format_count(verdict.number, verdict.counted)]
         if verdict.file:
             facts.append(f"first in {escape_control(verdict.file)}:{verdict.line}")
-        yield f"{_label(verdict, options)} {_render(verdict.text)} ({', '.join(facts)})"
+        yield f"{_label(verdict, options)} {escape_control(verdict.text)} ({', '.join(facts)})"
         if verdict.remedy:
-            yield f"      → {_render(verdict.remedy)}"
+            yield f"      → {escape_control(verdict.remedy)}"
     examined = format_count(preview.ledger.records, "record")
     what = "all" if preview.examined_all else "a sample of" if not preview.records else "the shown"
     numbers = [
@@ -92,15 +92,11 @@ def preview_data(preview: Preview) -> dict[str, Any]:
         "encoder": preview.encoder,
         "max_length": preview.max_length,
         "records": [_record_data(record) for record in preview.records],
-        "verdicts": [_verdict_data(verdict) for verdict in preview.verdicts],
+        "verdicts": [dataclasses.asdict(verdict) for verdict in preview.verdicts],
         "accounting": dataclasses.asdict(preview.ledger),
         "examined_all": preview.examined_all,
         "length_advice": None if preview.advice is None else dataclasses.asdict(preview.advice),
     }
-
-
-def _render(text: str) -> str:
-    return escape_control(render_settings(text, FlagNames()))
 
 
 def _label(verdict: Verdict, options: ViewOptions) -> str:
@@ -150,7 +146,7 @@ def _record_lines(record: PreviewRecord, options: ViewOptions) -> Iterator[str]:
             yield f"  {escape_control(rejected.excerpt)}"
     for verdict in record.verdicts:
         if not verdict.kind.startswith("rejected."):
-            yield f"  {_label(verdict, options)} {_render(verdict.text)}"
+            yield f"  {_label(verdict, options)} {escape_control(verdict.text)}"
 
 
 def _describe_sequence(sequence: PreviewSequence) -> str:
@@ -257,7 +253,7 @@ def _record_data(record: PreviewRecord) -> dict[str, Any]:
             for each in record.rejected
         ],
         "dropped": record.dropped,
-        "verdicts": [_verdict_data(verdict) for verdict in record.verdicts],
+        "verdicts": [dataclasses.asdict(verdict) for verdict in record.verdicts],
     }
 
 
@@ -272,11 +268,3 @@ def _sequence_data(sequence: PreviewSequence) -> dict[str, Any]:
     if sequence.loss_weights is not None:
         data["loss_weights"] = sequence.loss_weights.tolist()
     return data
-
-
-def _verdict_data(verdict: Verdict) -> dict[str, Any]:
-    shown = {name: render_settings(getattr(verdict, name), FlagNames()) for name in _TEXTS}
-    return {**dataclasses.asdict(verdict), **shown}
-
-
-_TEXTS: Iterable[str] = ("text", "remedy")
