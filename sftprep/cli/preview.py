@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 from contextlib import redirect_stdout
+from shutil import get_terminal_size
 from typing import Annotated
 
 from cyclopts import Group, Parameter
@@ -132,7 +133,8 @@ def preview(
     if json:
         print_json(preview_data(result))
         return 0
-    options = ViewOptions(color=_uses_color(color), full=full, boundaries=tokens)
+    width = get_terminal_size().columns if sys.stdout.isatty() else None
+    options = ViewOptions(color=_uses_color(color), full=full, boundaries=tokens, width=width)
     print("\n".join(preview_lines(result, options)))
     return 0
 

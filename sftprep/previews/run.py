@@ -238,9 +238,16 @@ def _show_sequences(examined: _Examined, limit: LengthLimit) -> Iterator[Preview
             dropped = "overlong" if is_long else "no_trained_token"
             if int(whole.line_of[row]) in rejected:
                 dropped = "rejected"
-            ranges = [(0, end - first)]
+            ranges = [_truncated_range(end - first, limit)]
         for start, length in ranges:
             yield _cut_sequence(examined, row, start, length, limit, described, dropped)
+
+
+def _truncated_range(length: int, limit: LengthLimit) -> tuple[int, int]:
+    """Return the first token and the number of tokens that the limit leaves of a sequence."""
+    if limit.overlong != "truncate" or length <= limit.max_length:
+        return 0, length
+    return length - limit.max_length if limit.truncate_side == "left" else 0, limit.max_length
 
 
 def _cut_sequence(

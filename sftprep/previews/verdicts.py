@@ -190,7 +190,8 @@ def _judge_cuts(findings: Findings, limit: LengthLimit) -> Iterator[Verdict]:
         f" {ledger.tokens_truncated:,} tokens in all, {ledger.trained_truncated:,} of them trained"
     )
     advice = findings.advise(limit)
-    remedies = [f"{setting('overlong', 'split')} keeps all tokens"]
+    split = setting("overlong", "split")
+    remedies = [f"raise {setting('max_length')}, or {split} keeps all tokens"]
     if advice is not None:
         _, remedies = describe_advice(advice, limit.max_length)
     place = findings.firsts.get("truncated", ("", 0))

@@ -29,10 +29,14 @@ from sftprep.report.token_text import (
     describe_flags,
     describe_weights,
     mark_text,
+    wrap_parts,
 )
 
 _NEWLINE = "↵"
 _ROLE_WIDTH = 11
+_INDENTATION = _ROLE_WIDTH + 3
+_BRACKETS = 4
+"""The columns that are kept free for the signs of trained text."""
 _MOST_COLUMNS = {False: 240, True: 4_000}
 """Characters of a stretch of a line, by whether it is trained."""
 _FOLDED = {False: (4, 2), True: (40, 10)}
@@ -48,11 +52,13 @@ class ViewOptions:
         color: Whether to use colors.
         full: Whether to show all text; long stretches are abridged otherwise.
         boundaries: Whether to show where tokens end.
+        width: The columns of the terminal, at which lines are wrapped; None: they are not.
     """
 
     color: bool
     full: bool = False
     boundaries: bool = True
+    width: int | None = None
 
 
 def preview_lines(preview: Preview, options: ViewOptions) -> Iterator[str]:
@@ -191,13 +197,22 @@ class _Line:
         else:
             self.parts.append((trained, text))
 
-    def draw(self, options: ViewOptions) -> str:
-        drawn = []
+    def draw(self, options: ViewOptions) -> Iterator[str]:
+        shown = []
         for trained, text in self.parts:
             omitted = 0 if options.full else len(text) - _MOST_COLUMNS[trained]
-            shown = f"{text[:-omitted]} … {omitted:,} more characters" if omitted > 0 else text
-            drawn.append(mark_text(shown, trained=trained, color=options.color))
-        return f"  {self.role[:_ROLE_WIDTH]:<{_ROLE_WIDTH}} {''.join(drawn)}".rstrip()
+            rest = f" … {omitted:,} more characters"
+            shown.append((trained, text[:-omitted] + rest if omitted > 0 else text))
+        lines = [shown]
+        if options.width is not None:
+            lines = wrap_parts(shown, max(20, options.width - _INDENTATION - _BRACKETS))
+        role = self.role[:_ROLE_WIDTH]
+        for line in lines:
+            drawn = [
+                mark_text(text, trained=trained, color=options.color) for trained, text in line
+            ]
+            yield f"  {role:<{_ROLE_WIDTH}} {''.join(drawn)}".rstrip()
+            role = ""
 
 
 def _split_lines(sequence: PreviewSequence, options: ViewOptions) -> list[_Line]:
@@ -231,12 +246,15 @@ def _fold(lines: list[_Line], trained: bool, options: ViewOptions) -> Iterator[s
     head, tail = _FOLDED[trained]
     omitted = len(lines) - head - tail
     if options.full or omitted <= 1:
-        yield from (line.draw(options) for line in lines)
-        return
-    yield from (line.draw(options) for line in lines[:head])
-    what = "trained " if trained else ""
-    yield f"  {'':<{_ROLE_WIDTH}} … {omitted:,} {what}lines omitted (--full shows them) …"
-    yield from (line.draw(options) for line in lines[-tail:])
+        head, tail = len(lines), 0
+    for line in lines[:head]:
+        yield from line.draw(options)
+    if tail:
+        what = "trained " if trained else ""
+        note = f"… {omitted:,} {what}lines omitted (--full shows them) …"
+        yield f"{'':<{_INDENTATION}}{note}"
+        for line in lines[-tail:]:
+            yield from line.draw(options)
 
 
 # --- JSON -----------------------------------------------------------------------------------------

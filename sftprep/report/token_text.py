@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from itertools import groupby
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +15,8 @@ BOUNDARY = "\x1f"
 """The end of a token in a text for `mark_text`. Texts contain no control characters."""
 
 _BOUNDARY_SIGN = "·"
+_WORD = re.compile(f"[^ {BOUNDARY}]*[ {BOUNDARY}]|[^ {BOUNDARY}]+")
+"""Text up to a place where a line may be broken."""
 _COLORS = {True: "\x1b[32m", False: "\x1b[2m"}
 """The color of a text, by whether it is trained: green, and dim."""
 _BOUNDARY_COLOR = "\x1b[90m"
@@ -42,6 +47,43 @@ def mark_text(text: str, *, trained: bool, color: bool) -> str:
     colored = "\n".join(f"{start}{line}{RESET}" if line else "" for line in text.split("\n"))
     sign = f"{RESET}{_BOUNDARY_COLOR}{_BOUNDARY_SIGN}{RESET}{start}"
     return colored.replace(BOUNDARY, sign)
+
+
+def wrap_parts(parts: list[tuple[bool, str]], width: int) -> list[list[tuple[bool, str]]]:
+    """Break a line of texts into lines of a width, where possible after a token or a space.
+
+    Args:
+        parts: The texts, and whether each is trained.
+        width: The number of columns; wide characters take two.
+
+    Example:
+        [(False, "Say "), (True, "hello")], width = 6  ->  [[(False, "Say ")], [(True, "hello")]]
+    """
+    from rich.cells import cell_len, chop_cells  # imported only where a terminal is
+
+    lines: list[list[tuple[bool, str]]] = [[]]
+    free = width
+    for trained, text in parts:
+        for word in _WORD.findall(text):
+            # A word that is wider than a line is broken anywhere.
+            pieces = chop_cells(word.replace(BOUNDARY, _BOUNDARY_SIGN), width)
+            for index, piece in enumerate(pieces):
+                needed = cell_len(piece)
+                if needed > free and lines[-1]:
+                    lines.append([])
+                    free = width
+                is_end = index == len(pieces) - 1 and word.endswith(BOUNDARY)
+                lines[-1].append((trained, piece[:-1] + BOUNDARY if is_end else piece))
+                free -= needed
+    return [_join_equal(line) for line in lines if line]
+
+
+def _join_equal(parts: list[tuple[bool, str]]) -> list[tuple[bool, str]]:
+    """Join successive texts that are both trained, or both not."""
+    return [
+        (trained, "".join(text for _, text in run))
+        for trained, run in groupby(parts, key=lambda part: part[0])
+    ]
 
 
 def describe_flags(flags: int) -> str:

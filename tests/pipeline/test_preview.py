@@ -11,12 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
 
 import sftprep
 from sftprep import build, doctor, open_shards, preview
 from sftprep.cli import main
 from sftprep.errors import ConfigError
 from sftprep.previews.sample import sample_records
+from sftprep.report.token_text import wrap_parts
 from sftprep.sources.partition import source_of
 from tests.conftest import EXAMPLES
 
@@ -383,3 +387,15 @@ def test_env_names_the_encoder_and_the_caches(tokenizer_dir: Path, capsys: Any) 
     assert any(cache["name"] == "tokenizers" and cache["bytes"] for cache in data["caches"])
     text = run(capsys, "env")[1]
     assert "name a tokenizer to see which one it gets" in text
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.text("ab 中\x1f", max_size=40)), max_size=5),
+    st.integers(2, 30),
+)
+def test_wrapped_lines_fit_and_lose_nothing(parts: list[tuple[bool, str]], width: int) -> None:
+    lines = wrap_parts(parts, width)
+    for line in lines:
+        assert sum(cell_len(text.replace("\x1f", "·")) for _, text in line) <= width
+    characters = [(trained, c) for line in lines for trained, text in line for c in text]
+    assert characters == [(trained, c) for trained, text in parts for c in text]
