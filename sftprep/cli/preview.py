@@ -7,7 +7,7 @@ import os
 import sys
 from contextlib import redirect_stdout
 from shutil import get_terminal_size
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
@@ -26,6 +26,9 @@ from sftprep.config.build import (
 )
 from sftprep.config.validation import check_integer
 from sftprep.errors import ConfigError, setting
+
+if TYPE_CHECKING:
+    from sftprep.report.preview_view import ViewOptions
 
 _SHARED_HELP = """\
 All flags of `sftprep build` are accepted, also those without an effect here (about packing and the
@@ -122,7 +125,7 @@ def preview(
     """
     from sftprep.previews.run import preview_records
     from sftprep.previews.sample import RecordChoice
-    from sftprep.report.preview_view import ViewOptions, preview_data, preview_lines
+    from sftprep.report.preview_view import preview_data, preview_lines
 
     check_integer(number, setting("number"), 1, 10_000)
     choice = RecordChoice(number, tuple(map(_parse_line, line)), random)
@@ -133,8 +136,7 @@ def preview(
     if json:
         print_json(preview_data(result))
         return 0
-    width = get_terminal_size().columns if sys.stdout.isatty() else None
-    options = ViewOptions(color=_uses_color(color), full=full, boundaries=tokens, width=width)
+    options = _view_options(color, full=full, boundaries=tokens)
     print("\n".join(preview_lines(result, options)))
     return 0
 
@@ -172,7 +174,7 @@ def doctor(
         Show a traceback with errors.
     """
     from sftprep.previews.run import examine_sample
-    from sftprep.report.preview_view import ViewOptions, preview_data, preview_lines
+    from sftprep.report.preview_view import preview_data, preview_lines
 
     check_integer(records, setting("records"), 1, 10_000_000)
     settings = _to_config(inputs, config, read, format, tokenize, pack, evaluation, output)
@@ -181,7 +183,7 @@ def doctor(
     if json:
         print_json(preview_data(result))
     else:
-        print("\n".join(preview_lines(result, ViewOptions(color=_uses_color(color)))))
+        print("\n".join(preview_lines(result, _view_options(color))))
     return 0 if result.ok else 1
 
 
@@ -219,8 +221,14 @@ def _parse_line(text: str) -> tuple[str, int]:
     return file, int(number)
 
 
-def _uses_color(wanted: bool | None) -> bool:
-    """Return whether to use colors: as the flag says, else on a terminal without NO_COLOR."""
-    if wanted is not None:
-        return wanted
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+def _view_options(
+    color: bool | None, *, full: bool = False, boundaries: bool = True
+) -> ViewOptions:
+    """Return how a preview is shown; by default in color on a terminal without NO_COLOR."""
+    from sftprep.report.preview_view import ViewOptions
+
+    is_terminal = sys.stdout.isatty()
+    if color is None:
+        color = is_terminal and not os.environ.get("NO_COLOR")
+    width = get_terminal_size().columns if is_terminal else None
+    return ViewOptions(color=color, full=full, boundaries=boundaries, width=width)
