@@ -175,7 +175,7 @@ def _measure_caches() -> Iterator[CacheUse]:
     try:
         folders = sorted(entry.path for entry in os.scandir(cache_dir()) if entry.is_dir())
     except OSError:
-        return  # there is no cache yet
+        return  # the folder does not exist yet
     for folder in folders:
         sizes = [
             size

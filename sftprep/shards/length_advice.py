@@ -46,7 +46,14 @@ def advise_length(manifest: Manifest) -> LengthAdvice | None:
 
     Return None as well for builds of older versions.
     """
-    return advise_from_counts(manifest.accounting, manifest.lengths, manifest.max_length)
+    ledger = manifest.accounting
+    shares = _cut_shares(ledger)
+    if manifest.layout == "sequences":  # whose ledger is that before the cut
+        shares = (
+            1 - manifest.tokens / max(1, ledger.tokens),
+            1 - manifest.trained_tokens / max(1, ledger.trained_tokens),
+        )
+    return _advise(shares, ledger, manifest.lengths, manifest.max_length)
 
 
 def advise_from_counts(
@@ -55,16 +62,16 @@ def advise_from_counts(
     """Return the advice for counted records; None if little is cut.
 
     Args:
-        ledger: Their counts.
+        ledger: Their counts, after the cut.
         lengths: The histogram of their lengths before the cut, as in a manifest.
         max_length: The limit.
     """
-    shares = _cut_shares(ledger)
-    if manifest.layout == "sequences":  # whose ledger is that before the cut
-        shares = (
-            1 - manifest.tokens / max(1, ledger.tokens),
-            1 - manifest.trained_tokens / max(1, ledger.trained_tokens),
-        )
+    return _advise(_cut_shares(ledger), ledger, lengths, max_length)
+
+
+def _advise(
+    shares: tuple[float, float], ledger: Ledger, lengths: Mapping[str, Any], max_length: int
+) -> LengthAdvice | None:
     if max(shares) <= _TOLERATED_SHARE or not lengths or not ledger.trained_in:
         return None
     bounds, kept = np.array(lengths["up_to"]), np.cumsum(lengths["trained_tokens"])
