@@ -108,7 +108,7 @@ def preview(
     source: Any = None,
     *,
     number: int = 5,
-    lines: Sequence[int | tuple[str, int]] = (),
+    line: int | tuple[str, int] | Sequence[int | tuple[str, int]] = (),
     random: int | None = None,
     **settings: Any,
 ) -> Preview:
@@ -119,8 +119,8 @@ def preview(
     Args:
         source: As for `build`.
         number: The number of records.
-        lines: The lines (or rows, from 1) of the records that are shown instead; with several
-            inputs, pairs of the input and the line.
+        line: The line (or row, from 1) of the record that is shown instead, or a list of them;
+            with several inputs, pairs of the input and the line.
         random: The seed of a random choice; None for the first records.
         **settings: The settings of `build`; those about the output have no effect.
 
@@ -134,8 +134,7 @@ def preview(
     """
     check_integer(number, setting("number"), 1, 10_000)
     inputs = _resolve_inputs(source, None, settings)
-    places = tuple(("", line) if isinstance(line, int) else line for line in lines)
-    choice = RecordChoice(number, places, random)
+    choice = RecordChoice(number, _to_places(line), random)
     return preview_records(inputs.config, choice, data=inputs.data)
 
 
@@ -160,6 +159,23 @@ def doctor(source: Any = None, *, records: int = SAMPLE_RECORDS, **settings: Any
     check_integer(records, setting("records"), 1, 10_000_000)
     inputs = _resolve_inputs(source, None, settings)
     return examine_sample(inputs.config, data=inputs.data, count=records)
+
+
+def _to_places(
+    line: int | tuple[str, int] | Sequence[int | tuple[str, int]],
+) -> tuple[tuple[str, int], ...]:
+    """Return lines as pairs of an input and a line; the input is "" without one."""
+    match line:
+        case int():
+            return (("", line),)
+        case (str(file), int(number)):
+            return ((file, number),)
+        case [*items]:
+            return tuple(place for item in items for place in _to_places(item))
+    raise ConfigError(
+        f"{setting('line')} is {line!r}",
+        remedy=f"use {setting('line', 17)}, or pairs of an input and a line",
+    )
 
 
 class _Inputs(NamedTuple):

@@ -173,17 +173,20 @@ def test_a_preview_takes_the_records_of_a_mixture_in_turn(
 
 def test_lines_and_random_records_are_found(records: Any, tokenizer_dir: Path) -> None:
     path = records([{"text": f"number {n}"} for n in range(50)])
-    result = preview(path, tokenizer=tokenizer_dir, lines=[7, 3])
+    result = preview(path, tokenizer=tokenizer_dir, line=[7, 3])
     assert ["".join(r.sequences[0].pieces)[:8] for r in result.records] == ["number 6", "number 2"]
     chosen = [preview(path, tokenizer=tokenizer_dir, random=s).records for s in (1, 1, 2)]
     lines = [[record.line for record in each] for each in chosen]
     assert lines[0] == lines[1] != lines[2]
     for record in chosen[0]:
         assert "".join(record.sequences[0].pieces).startswith(f"number {record.line - 1}<")
+    assert len(preview(path, tokenizer=tokenizer_dir, line=("data.jsonl", 9)).records) == 1
+    with pytest.raises(ConfigError, match="is 'x'"):
+        preview(path, tokenizer=tokenizer_dir, line="x")
     with pytest.raises(ConfigError, match="no record in line 51"):
-        preview(path, tokenizer=tokenizer_dir, lines=[51])
+        preview(path, tokenizer=tokenizer_dir, line=51)
     with pytest.raises(ConfigError, match="names none of the inputs"):
-        preview(path, tokenizer=tokenizer_dir, lines=[("other.jsonl", 1)])
+        preview(path, tokenizer=tokenizer_dir, line=("other.jsonl", 1))
 
 
 def test_bad_records_are_shown_with_their_reason(tmp_path: Path, tokenizer_dir: Path) -> None:
