@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from contextlib import redirect_stdout
 from shutil import get_terminal_size
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Group, Parameter
 
 from sftprep.cli.app import app
-from sftprep.cli.console import print_json
+from sftprep.cli.console import print_json, uses_color
 from sftprep.config.build import (
     BuildConfig,
     EvalConfig,
@@ -224,11 +223,8 @@ def _parse_line(text: str) -> tuple[str, int]:
 def _view_options(
     color: bool | None, *, full: bool = False, boundaries: bool = True
 ) -> ViewOptions:
-    """Return how a preview is shown; by default in color on a terminal without NO_COLOR."""
+    """Return how a preview is shown."""
     from sftprep.report.preview_view import ViewOptions
 
-    is_terminal = sys.stdout.isatty()
-    if color is None:
-        color = is_terminal and not os.environ.get("NO_COLOR")
-    width = get_terminal_size().columns if is_terminal else None
-    return ViewOptions(color=color, full=full, boundaries=boundaries, width=width)
+    width = get_terminal_size().columns if sys.stdout.isatty() else None
+    return ViewOptions(color=uses_color(color), full=full, boundaries=boundaries, width=width)

@@ -135,7 +135,7 @@ class Preview:
     """
 
     sources: tuple[PreviewSource, ...]
-    records: tuple[PreviewRecord, ...]
+    records: tuple[PreviewRecord, ...] = field(repr=False)
     verdicts: tuple[Verdict, ...]
     ledger: Ledger
     examined_all: bool

@@ -237,7 +237,7 @@ class _SampledPartition:
 @lru_cache(maxsize=256)
 def _count_lines(source: Source, start: int) -> int:
     """Return the number of lines, or of rows, of an input before a position."""
-    if start == 0 or not is_url(source.file):
+    if start == 0 or source.kind != "lines" or not is_url(source.file):
         return lines_before(dataclasses.replace(source, start=start))
     parts = takewhile(lambda part: part.start < start, cut([source], _PART_BYTES))
     return sum(len(split_lines(read_partition(part))) for part in parts)

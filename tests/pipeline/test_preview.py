@@ -230,9 +230,16 @@ def test_records_without_an_answer_are_minor_and_lost_answers_major(tokenizer_di
     assert doctor(rows[:3], tokenizer=tokenizer_dir, train_on="assistant").ok
 
 
-def test_lost_messages_missing_ends_and_double_bos_are_major(
-    folder_with: Any, tokenizer_dir: Path
-) -> None:
+def test_two_tokens_at_the_beginning_are_major(folder_with: Any) -> None:
+    folder = folder_with("{{ bos_token }}{{ bos_token }}{{ messages[0].content }}<|im_end|>")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["bos_token"] = "<|im_start|>"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    result = doctor([PROMPT_ONLY], tokenizer=folder, quality_checks="keep")
+    assert found(result)["double_bos"] == ("major", 1, 1)
+
+
+def test_lost_messages_and_missing_ends_are_major(folder_with: Any, tokenizer_dir: Path) -> None:
     template = (
         "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n"
         "{% generation %}{{ m.content }}{% endgeneration %}{% endif %}{% endfor %}"
