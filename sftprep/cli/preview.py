@@ -12,6 +12,7 @@ from cyclopts import Group, Parameter
 
 from sftprep.cli.app import app
 from sftprep.cli.console import print_json, uses_color
+from sftprep.config.aliases import replace_aliases
 from sftprep.config.build import (
     BuildConfig,
     EvalConfig,
@@ -197,7 +198,7 @@ def _to_config(
     output: OutputConfig | None,
 ) -> BuildConfig:
     """Return the settings of a build."""
-    from_file = read_config_file(config) if config else {}
+    from_file = replace_aliases(read_config_file(config)) if config else {}
     return BuildConfig(
         source=SourceConfig(inputs or from_file.get("inputs", ()), from_file.get("sources", ())),
         read=read or ReadConfig(),

@@ -96,7 +96,7 @@ def build(
     """
     assert config.output.part is None, "see `build_part`"
     started = time.monotonic()
-    destination = find_destination(config.output)  # first: it refuses unknown stores
+    destination = find_destination(config.output.output)  # first: it refuses unknown stores
     setup = prepare_setup(config, data, eval_data)
     with ExitStack() as stack:
         executor = executor or stack.enter_context(connect_executor(config))

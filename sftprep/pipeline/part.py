@@ -21,7 +21,6 @@ from sftprep.pipeline.groups.receipts import receipt_key
 from sftprep.pipeline.groups.rounds import GroupProgress, count_rounds, run_rounds
 from sftprep.pipeline.groups.task import GroupTask
 from sftprep.pipeline.groups.task_list import check_groups
-from sftprep.pipeline.output.claim import check_has_output
 from sftprep.pipeline.output.part_identity import record_identity
 from sftprep.pipeline.output.shared_folder import check_joined, join_output
 from sftprep.pipeline.passes.shard_pass import Progress
@@ -119,7 +118,6 @@ def build_part(
 def _parse_own_part(config: BuildConfig) -> tuple[int, int]:
     part = parse_part(config.output.part, setting("part", config.output.part))
     assert part is not None, "the settings have no part"
-    check_has_output(config.output)
     if is_url(config.output.output):
         raise ConfigError(
             f"{setting('output')} is {config.output.output}, and the parts of a build must share a"

@@ -26,7 +26,7 @@ from sftprep.core.types import Flag, TokenBatch
 from sftprep.pipeline.passes.overlong import FittedSequences, LengthLimit, fit_lengths
 from sftprep.pipeline.passes.preprocess import Preprocessor, begin_preprocess
 from sftprep.pipeline.passes.sequence_stats import count_lengths
-from sftprep.pipeline.prepare.setup import Setup, prepare_setup
+from sftprep.pipeline.prepare.setup import Setup, prepare_reading
 from sftprep.previews.result import (
     Preview,
     PreviewRecord,
@@ -57,7 +57,7 @@ def preview_records(
     Raises:
         SftprepError: The build could not start, or an input cannot be read.
     """
-    setup = prepare_setup(config, data)
+    setup = prepare_reading(config, data)
     sources, entries = _training_sources(setup)
     records = choose_records(sources, entries, choice, SAMPLE_RECORDS)
     examiner = _Examiner(config, setup, sources)
@@ -78,7 +78,7 @@ def examine_sample(
     Raises:
         SftprepError: The build could not start, or an input cannot be read.
     """
-    setup = prepare_setup(config, data)
+    setup = prepare_reading(config, data)
     sources, _ = _training_sources(setup)
     records, is_complete = sample_records(sources, count)
     examiner = _Examiner(config, setup, sources)

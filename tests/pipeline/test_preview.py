@@ -357,6 +357,20 @@ def test_the_commands_take_the_flags_and_the_file_of_a_build(
     assert not output.exists()
 
 
+def test_aliases_of_flags_are_accepted_and_all_that_is_missing_is_named(
+    records: Any, tokenizer_dir: Path, capsys: Any
+) -> None:
+    flags = ["--tokenizer", str(tokenizer_dir), "--assistant_only_loss", "--max_seq_length", "1k"]
+    data = json.loads(run(capsys, "preview", records([CHAT]), *flags, "--json")[1])
+    assert (data["max_length"], data["sources"][0]["trained"]) == (
+        1024,
+        "the turns of the assistant",
+    )
+    code, _, error = run(capsys, "doctor")
+    assert code == 2
+    assert "no input and no tokenizer are specified" in error
+
+
 def test_doctor_fails_with_remedies_as_flags(
     records: Any, tokenizer_dir: Path, capsys: Any
 ) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 from sftprep.config.build import OutputConfig
-from sftprep.errors import ConfigError, setting
 from sftprep.pipeline.output.folder import OutputFolder, claim_output
 from sftprep.pipeline.output.hub import OutputHub, claim_repository
 from sftprep.pipeline.output.store import OutputStore, claim_store
@@ -20,25 +19,14 @@ Output: TypeAlias = OutputFolder | OutputStore | OutputHub
 """A destination that a build has claimed."""
 
 
-def check_has_output(settings: OutputConfig) -> None:
-    """Raise ConfigError if the settings of a build name no output folder."""
-    if not settings.output:
-        raise ConfigError(
-            "no output folder is specified", remedy=f"specify one with {setting('output', 'DIR')}"
-        )
-
-
-def find_destination(settings: OutputConfig) -> Destination:
-    """Return the destination of a build.
+def find_destination(output: str) -> Destination:
+    """Return the destination of a build from its setting `output`.
 
     Raises:
-        ConfigError: There is none; or it is a URL of an unknown protocol, or names no folder or
-            repository.
+        ConfigError: It is a URL of an unknown protocol, or names no folder or repository.
         MissingDependency: The package for it is not installed.
         StorageError: Its library cannot be set up.
     """
-    check_has_output(settings)
-    output = settings.output
     return HubRepository.of_url(output) if is_hub_url(output) else folder_of(output)
 
 
