@@ -70,7 +70,7 @@ class Findings:
 
     def advise(self, limit: LengthLimit) -> LengthAdvice | None:
         """Return the advice about the limit of the lengths; None if it cuts little."""
-        lengths = describe_lengths(self.histograms, (), limit)
+        lengths = describe_lengths(self.histograms, {}, limit)
         return advise_from_counts(self.ledger, lengths, limit.max_length)
 
 

@@ -270,7 +270,7 @@ def test_every_verdict_about_a_warning_is_one_of_the_build(
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet", "json"])
 def test_a_sample_is_spread_evenly_and_located(kind: str, tmp_path: Path) -> None:
-    count = 40_000
+    count = 20_000
     rows = [{"text": f"number {n} " + "x" * 60} for n in range(count)]
     path = tmp_path / f"a.{kind}"
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
