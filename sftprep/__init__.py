@@ -23,6 +23,8 @@ from sftprep.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from sftprep.api import build as build
+    from sftprep.api import doctor as doctor
+    from sftprep.api import preview as preview
     from sftprep.config import BuildConfig as BuildConfig
     from sftprep.packing.strategies import PackPlan as PackPlan
     from sftprep.packing.strategies import pack_lengths as pack_lengths
@@ -33,7 +35,10 @@ if TYPE_CHECKING:
     from sftprep.pipeline.output.push import push as push
     from sftprep.pipeline.part import PartReport as PartReport
     from sftprep.pipeline.verify import verify as verify
+    from sftprep.previews.result import Preview as Preview
     from sftprep.records.transform import Drop as Drop
+    from sftprep.report.environment import Environment as Environment
+    from sftprep.report.environment import describe_environment as describe_environment
     from sftprep.shards.manifest import Manifest as Manifest
     from sftprep.shards.manifest import read_manifest as read_manifest
     from sftprep.shards.reader import Pack as Pack
@@ -51,6 +56,11 @@ _MODULE_OF = {
     "Drop": "sftprep.records.transform",
     "BuildReport": "sftprep.pipeline.build",
     "build": "sftprep.api",
+    "preview": "sftprep.api",
+    "doctor": "sftprep.api",
+    "Preview": "sftprep.previews.result",
+    "Environment": "sftprep.report.environment",
+    "describe_environment": "sftprep.report.environment",
     "build_in_subprocess": "sftprep.pipeline.build_subprocess",
     "merge": "sftprep.pipeline.output.merge",
     "PartReport": "sftprep.pipeline.part",

@@ -1,4 +1,4 @@
-"""The Python interface of a build.
+"""The Python interface of builds and previews.
 
 The inputs are those of a configuration, paths, or records in memory.
 """
@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 from sftprep.config.build import BuildConfig
-from sftprep.config.validation import to_strings
+from sftprep.config.validation import check_integer, to_strings
 from sftprep.errors import ConfigError, setting
 from sftprep.pipeline.build import BuildReport
 from sftprep.pipeline.build import build as run
 from sftprep.pipeline.part import PartReport, build_part
+from sftprep.previews.result import Preview
+from sftprep.previews.run import SAMPLE_RECORDS, examine_sample, preview_records
+from sftprep.previews.sample import RecordChoice
 from sftprep.sources.discovery.saved import choose_split
 from sftprep.sources.in_memory import dataset_kind, memory_source, reject_columns
 from sftprep.sources.partition import Source
@@ -87,13 +90,108 @@ def build(
     """
     if isinstance(source, BuildConfig):
         if settings or eval_source is not None or part is not None:
-            raise ConfigError(
-                "a BuildConfig cannot be combined with other settings",
-                remedy="put them into the BuildConfig, or pass a source instead of it",
-            )
+            raise _combined_config()
         return _run(source, progress=progress, executor=executor)
     if isinstance(executor, str):
         settings, executor = {**settings, "executor": executor}, None
+    inputs = _resolve_inputs(source, eval_source, {**settings, "part": part})
+    return _run(
+        inputs.config,
+        data=inputs.data,
+        eval_data=inputs.eval_data,
+        progress=progress,
+        executor=executor,
+    )
+
+
+def preview(
+    source: Any = None,
+    *,
+    number: int = 5,
+    line: int | tuple[str, int] | Sequence[int | tuple[str, int]] = (),
+    random: int | None = None,
+    **settings: Any,
+) -> Preview:
+    """Return what a build would make of some records: their tokens, roles, masks and findings.
+
+    Nothing is written. The functions are those of the build, so the tokens and masks are too.
+
+    Args:
+        source: As for `build`.
+        number: The number of records.
+        line: The line (or row, from 1) of the record that is shown instead, or a list of them;
+            with several inputs, pairs of the input and the line.
+        random: The seed of a random choice; None for the first records.
+        **settings: The settings of `build`; those about the output have no effect.
+
+    Raises:
+        SftprepError: The build could not start, or an input cannot be read.
+
+    Example:
+        result = preview("chats.jsonl", tokenizer="Qwen/Qwen3-8B", train_on="assistant")
+        sequence = result.records[0].sequences[0]
+        print([*zip(sequence.pieces, sequence.roles, sequence.completion_mask)])
+    """
+    check_integer(number, setting("number"), 1, 10_000)
+    inputs = _resolve_inputs(source, None, settings)
+    choice = RecordChoice(number, _to_places(line), random)
+    return preview_records(inputs.config, choice, data=inputs.data)
+
+
+def doctor(source: Any = None, *, records: int = SAMPLE_RECORDS, **settings: Any) -> Preview:
+    """Return findings about a sample of the records that is spread evenly over the inputs.
+
+    Args:
+        source: As for `build`.
+        records: The largest number of records that are examined.
+        **settings: The settings of `build`; those about the output have no effect.
+
+    Returns:
+        A preview without records; `ok` is whether no finding is major.
+
+    Raises:
+        SftprepError: The build could not start, or an input cannot be read.
+
+    Example:
+        for verdict in doctor("chats.jsonl", tokenizer="Qwen/Qwen3-8B").verdicts:
+            print(verdict.severity, verdict.kind, verdict.number, verdict.file, verdict.line)
+    """
+    check_integer(records, setting("records"), 1, 10_000_000)
+    inputs = _resolve_inputs(source, None, settings)
+    return examine_sample(inputs.config, data=inputs.data, count=records)
+
+
+def _to_places(
+    line: int | tuple[str, int] | Sequence[int | tuple[str, int]],
+) -> tuple[tuple[str, int], ...]:
+    """Return lines as pairs of an input and a line; the input is "" without one."""
+    match line:
+        case int():
+            return (("", line),)
+        case (str(file), int(number)):
+            return ((file, number),)
+        case [*items]:
+            return tuple(place for item in items for place in _to_places(item))
+    raise ConfigError(
+        f"{setting('line')} is {line!r}",
+        remedy=f"use {setting('line', 17)}, or pairs of an input and a line",
+    )
+
+
+class _Inputs(NamedTuple):
+    """The settings of a build, and its records in memory."""
+
+    config: BuildConfig
+    data: list[Source]
+    eval_data: list[Source]
+
+
+def _resolve_inputs(source: Any, eval_source: Any, settings: dict[str, Any]) -> _Inputs:
+    """Return the settings, and the data in memory, for the arguments of a front end."""
+    if isinstance(source, BuildConfig):
+        if settings:
+            raise _combined_config()
+        return _Inputs(source, [], [])
     settings = _to_plain_settings(settings)
     if eval_source is None and not _is_paths(settings.get("eval_input", "")):
         eval_source = settings.pop("eval_input")
@@ -103,8 +201,14 @@ def build(
         source, eval_source = _select_splits(source, eval_source, settings)
     data = _memory_sources(source, "inputs", settings)
     eval_data = _memory_sources(eval_source, "eval_input", settings)
-    config = BuildConfig.of(**settings, part=part)
-    return _run(config, data=data, eval_data=eval_data, progress=progress, executor=executor)
+    return _Inputs(BuildConfig.of(**settings), data, eval_data)
+
+
+def _combined_config() -> ConfigError:
+    return ConfigError(
+        "a BuildConfig cannot be combined with other settings",
+        remedy="put them into the BuildConfig, or pass a source instead of it",
+    )
 
 
 def _run(

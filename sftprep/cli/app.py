@@ -11,6 +11,11 @@ app = App(
     version=__version__,
     help="""Prepare data for fine-tuning: turn conversations into packed, tokenized shards.
 
+    Look at the tokens of some records, and find what is wrong, before anything is written:
+
+        sftprep preview chats.jsonl --tokenizer Qwen/Qwen3-8B
+        sftprep doctor chats.jsonl --tokenizer Qwen/Qwen3-8B
+
     Build shards, look at one pack, and check all of them:
 
         sftprep build chats.jsonl --tokenizer Qwen/Qwen3-8B --output shards

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
 from typing import Any
+
+
+def uses_color(wanted: bool | None) -> bool:
+    """Return whether to use colors on stdout.
+
+    Args:
+        wanted: What a flag says; None: on a terminal, unless NO_COLOR is set.
+    """
+    if wanted is not None:
+        return wanted
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def print_json(data: Any) -> None:

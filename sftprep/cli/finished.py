@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from sftprep.cli.app import app
-from sftprep.cli.console import print_json
+from sftprep.cli.console import print_json, uses_color
 from sftprep.config.validation import local_folder
 from sftprep.errors import ConfigError, format_count, setting
 
@@ -89,7 +88,7 @@ def inspect(
     full
         Show all text; long sequences are abridged otherwise.
     color
-        Show trained text in color; the default on a terminal.
+        Show trained text in color; the default on a terminal, unless NO_COLOR is set.
     json
         Print ids, masks and text as JSON.
     debug
@@ -114,7 +113,8 @@ def inspect(
     if json:
         print_json(pack_data(pack, index, manifest, decode))
     else:
-        use_color = sys.stdout.isatty() if color is None else color
         print(manifest_line(manifest))
-        print("\n".join(draw_pack(pack, index, manifest, decode, color=use_color, full=full)))
+        print(
+            "\n".join(draw_pack(pack, index, manifest, decode, color=uses_color(color), full=full))
+        )
     return 0

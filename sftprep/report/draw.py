@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from sftprep.core.types import Flag
 from sftprep.errors import ShardError, escape_control, format_count
+from sftprep.report.token_text import RESET, describe_flags, describe_weights, mark_text
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.reader import Pack
 from sftprep.shards.writer import count_targets
@@ -20,8 +20,6 @@ from sftprep.shards.writer import count_targets
 _BAR_CELLS = 64
 _HEAD_LINES, _TAIL_LINES = 7, 6  # of a text that is abridged
 _MOST_COLUMNS = 400  # of a line that is abridged
-
-_GREEN, _DIM, _RESET = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 
 
 def draw_pack(
@@ -56,12 +54,14 @@ def draw_pack(
         file, line = _locate(int(pack.origin[number]), manifest, index)
         mask = pack.completion_mask[start:end]
         # The first token of a sequence is never a target, because nothing predicts it.
-        targets = f"{np.count_nonzero(mask[1:]):,} trained{_describe_weights(pack, start, end)}"
+        weights = None if pack.loss_weights is None else pack.loss_weights[start:end]
+        targets = f"{np.count_nonzero(mask[1:]):,} trained{describe_weights(weights, mask)}"
+        flags = 0 if pack.flags is None else int(pack.flags[number])
         ids = pack.input_ids[start:end].tolist()
         lines += [
             "",
             f"sequence {number}: {format_count(end - start, 'token')}, {targets}, from"
-            f" {file}:{line}{_describe_flags(pack, number)}",
+            f" {file}:{line}{describe_flags(flags)}",
             *_text_lines(ids, mask.tolist(), decode, color=color, full=full),
         ]
     return lines
@@ -107,35 +107,6 @@ def _locate(origin: int, manifest: Manifest, pack: int) -> tuple[str, int]:
         ) from error
 
 
-_FLAGS = {
-    Flag.TRUNCATED: "truncated",
-    Flag.SPLIT: "a part of a longer sequence",
-    Flag.REPEATED: "repeated",
-    Flag.CONTENT_NOT_SHOWN: "the chat template dropped a part of the record",
-}
-
-
-def _describe_flags(pack: Pack, number: int) -> str:
-    """Return what the flags of a sequence say; "" if it has none."""
-    flags = 0 if pack.flags is None else int(pack.flags[number])
-    described = [text for flag, text in _FLAGS.items() if flags & flag]
-    return f" ({', '.join(described)})" if described else ""
-
-
-def _describe_weights(pack: Pack, start: int, end: int) -> str:
-    """Return the distinct loss weights of a sequence's trained tokens.
-
-    Return "" if all are 1.
-    """
-    if pack.loss_weights is None:
-        return ""
-    trained = pack.loss_weights[start:end][pack.completion_mask[start:end]].tolist()
-    weights = list(dict.fromkeys(trained))
-    if weights in ([], [1.0]):
-        return ""
-    return f" (weights {', '.join(f'{weight:g}' for weight in weights)})"
-
-
 def _bar(pack: Pack, max_length: int, *, color: bool) -> str:
     """Return the capacity of a pack as one line of cells.
 
@@ -152,7 +123,8 @@ def _bar(pack: Pack, max_length: int, *, color: bool) -> str:
         letter = chr(ord("a") + int(np.searchsorted(ends, first, side="right")) % 26)
         is_trained = bool(np.mean(pack.completion_mask[first : max(last, first + 1)]) >= 0.5)
         cell = letter.upper() if is_trained else letter
-        cells.append(f"{_GREEN}{cell}{_RESET}" if color and is_trained else cell)
+        is_green = color and is_trained
+        cells.append(mark_text(cell, trained=True, color=True) if is_green else cell)
     return f"[{''.join(cells)}]"
 
 
@@ -163,14 +135,7 @@ def _text_lines(
     parts = []
     for trained, run in _runs(ids, mask):
         text = escape_control(decode(run))
-        if color:
-            # A color ends at the end of its line, so that it never affects what follows an abridged
-            # text, or the rest of a pager.
-            start = _GREEN if trained else _DIM
-            lines = text.split("\n")
-            parts.append("\n".join(f"{start}{line}{_RESET}" if line else "" for line in lines))
-        else:
-            parts.append(f"⟦{text}⟧" if trained else text)
+        parts.append(mark_text(text, trained=trained, color=color))
     lines = "".join(parts).split("\n")
     omitted = len(lines) - _HEAD_LINES - _TAIL_LINES
     if not full and omitted > 1:
@@ -182,7 +147,7 @@ def _text_lines(
 def _abridge(line: str, *, full: bool) -> str:
     if full or len(line) <= _MOST_COLUMNS:
         return line
-    return line[:_MOST_COLUMNS] + (_RESET if "\x1b" in line else "") + " …"
+    return line[:_MOST_COLUMNS] + (RESET if "\x1b" in line else "") + " …"
 
 
 def _runs(ids: list[int], mask: list[bool]) -> list[tuple[bool, list[int]]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -45,19 +46,38 @@ def advise_length(manifest: Manifest) -> LengthAdvice | None:
 
     Return None as well for builds of older versions.
     """
-    ledger, lengths = manifest.accounting, manifest.lengths
+    ledger = manifest.accounting
     shares = _cut_shares(ledger)
     if manifest.layout == "sequences":  # whose ledger is that before the cut
         shares = (
             1 - manifest.tokens / max(1, ledger.tokens),
             1 - manifest.trained_tokens / max(1, ledger.trained_tokens),
         )
+    return _advise(shares, ledger, manifest.lengths, manifest.max_length)
+
+
+def advise_from_counts(
+    ledger: Ledger, lengths: Mapping[str, Any], max_length: int
+) -> LengthAdvice | None:
+    """Return the advice for counted records; None if little is cut.
+
+    Args:
+        ledger: Their counts, after the cut.
+        lengths: The histogram of their lengths before the cut, as in a manifest.
+        max_length: The limit.
+    """
+    return _advise(_cut_shares(ledger), ledger, lengths, max_length)
+
+
+def _advise(
+    shares: tuple[float, float], ledger: Ledger, lengths: Mapping[str, Any], max_length: int
+) -> LengthAdvice | None:
     if max(shares) <= _TOLERATED_SHARE or not lengths or not ledger.trained_in:
         return None
     bounds, kept = np.array(lengths["up_to"]), np.cumsum(lengths["trained_tokens"])
     limit = lengths["model_limit"]
     wanted = int(bounds[np.searchsorted(kept, _KEPT_SHARE * kept[-1])])
-    length = max(manifest.max_length, wanted if limit is None else min(wanted, limit))
+    length = max(max_length, wanted if limit is None else min(wanted, limit))
     number_kept = kept[np.searchsorted(bounds, length, side="right") - 1]
     return LengthAdvice(*shares, length, float(number_kept / kept[-1]), limit)
 
@@ -72,15 +92,25 @@ def length_warning(manifest: Manifest, names: SettingNames) -> list[str]:
     advice = advise_length(manifest)
     if advice is None:
         return []
-    text = _describe_cuts(manifest.max_length, advice.cut, advice.trained_cut)
+    text, remedies = describe_advice(advice, manifest.max_length)
+    return [render_settings("; ".join((text, *remedies)), names)]
+
+
+def describe_advice(advice: LengthAdvice, max_length: int) -> tuple[str, list[str]]:
+    """Return what a limit cuts, and what the advice is, with references to settings.
+
+    Args:
+        advice: The advice.
+        max_length: The limit.
+    """
     longer = setting("max_length", advice.max_length)
-    keeps = f"{longer} keeps {_percent(advice.keeps)} of the trained tokens"
-    if advice.max_length > manifest.max_length or advice.keeps >= _KEPT_SHARE:
-        text += f"; {keeps}"
+    remedies = []
+    if advice.max_length > max_length or advice.keeps >= _KEPT_SHARE:
+        remedies.append(f"{longer} keeps {_percent(advice.keeps)} of the trained tokens")
     if advice.keeps < _KEPT_SHARE:
         split = setting("overlong", "split")
-        text += f"; the tokenizer allows no more, and {split} keeps all tokens"
-    return [render_settings(text, names)]
+        remedies.append(f"the tokenizer allows no more, and {split} keeps all tokens")
+    return _describe_cuts(max_length, advice.cut, advice.trained_cut), remedies
 
 
 def cut_notice(counts: Mapping[str, int], max_length: int) -> str:

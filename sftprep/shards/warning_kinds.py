@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sftprep.core.omissions import (
     COLUMN_NOT_READ,
@@ -169,24 +170,40 @@ class DataWarning:
     line: int = 0
     remedy: str | None = None
 
+    @property
+    def text(self) -> str:
+        """What is wrong, with references to settings."""
+        return _kind_of(self.kind).text
+
+    @property
+    def counted(self) -> str:
+        """What `number` counts: records, sequences or partitions, in the singular."""
+        return _kind_of(self.kind).counted
+
+    def remedy_for(self, names: SettingNames) -> str:
+        """Return the remedy, with references to settings; "" if there is none.
+
+        Args:
+            names: The form of settings; a remedy with settings that the front end lacks is none.
+        """
+        remedy = _kind_of(self.kind).remedy if self.remedy is None else self.remedy
+        return remedy if has_settings(remedy, names) else ""
+
     def render(self, names: SettingNames | None = None) -> str:
         """Return the warning as text.
 
         Args:
             names: The form of settings; by default that of the front end.
         """
-        kind = _kind_of(self.kind)
         facts = []
         if self.number:
-            facts.append(format_count(self.number, kind.counted))
+            facts.append(format_count(self.number, self.counted))
         if self.file:
             facts.append(f"first in {source_name(self.file)}:{self.line}")
-        text = kind.text + (f" ({', '.join(facts)})" if facts else "")
+        text = self.text + (f" ({', '.join(facts)})" if facts else "")
         names = names or front_end.get(PythonNames())
-        remedy = kind.remedy if self.remedy is None else self.remedy
-        if remedy and has_settings(remedy, names):
-            text += f"; {remedy}"
-        return render_settings(text, names)
+        remedy = self.remedy_for(names)
+        return render_settings(f"{text}; {remedy}" if remedy else text, names)
 
 
 def _kind_of(name: str) -> _Kind:
@@ -211,22 +228,37 @@ def _kind_of(name: str) -> _Kind:
 
 def data_warnings(manifest: Manifest) -> list[DataWarning]:
     """Return the warnings about the data of a build."""
-    found = manifest.accounting.warnings
+    return describe_warnings(manifest.accounting.warnings, manifest.config, manifest.locate_warning)
+
+
+def describe_warnings(
+    found: Mapping[str, int],
+    settings: Mapping[str, Any],
+    locate: Callable[[str], tuple[str, int] | None],
+) -> list[DataWarning]:
+    """Return the warnings for counts of records, in the order in which they are shown.
+
+    Args:
+        found: The number of records of each kind.
+        settings: The settings by which the records were read.
+        locate: Returns the file and 1-based line of the first record of a kind; None if it is not
+            known.
+    """
     known = [kind for kind in KINDS if kind in found]
     others = [kind for kind in found if kind not in KINDS]
     num_reasoning = found.get(REASONING)
     # `keep` helps only with the reasoning of earlier turns, and what it could not keep has a
     # warning of its own.
     needs_other_remedy: set[str] = set()
-    if manifest.config.get("reasoning") == "keep" or num_reasoning in (
+    if settings.get("reasoning") == "keep" or num_reasoning in (
         found.get(LAST_REASONING),
         found.get(NO_REASONING),
     ):
         needs_other_remedy.add(REASONING)
-    has_mode = manifest.config.get("reasoning", "template") != "template"
+    has_mode = settings.get("reasoning", "template") != "template"
     if has_mode or found.get(TEXT_WITH_CALL) == found.get(NO_TEXT_WITH_CALL):
         needs_other_remedy.add(TEXT_WITH_CALL)
-    if manifest.config.get("escape_special"):
+    if settings.get("escape_special"):
         needs_other_remedy.add("special_token_in_content")
     if num_reasoning == found.get(NO_REASONING):
         needs_other_remedy.add(LAST_REASONING)
@@ -234,7 +266,7 @@ def data_warnings(manifest: Manifest) -> list[DataWarning]:
         DataWarning(
             kind,
             found[kind],
-            *(manifest.locate_warning(kind) or ("", 0)),
+            *(locate(kind) or ("", 0)),
             remedy="" if kind in needs_other_remedy else None,
         )
         for kind in (*known, *others)

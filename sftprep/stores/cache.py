@@ -29,7 +29,8 @@ from sftprep.core.hashing import digest_of_file
 from sftprep.errors import InputChanged, ShardError
 from sftprep.stores.folder import BuildFolder, StoreFolder
 
-_FOLDER = "objects"
+COPIES_FOLDER = "objects"
+"""The folder of the copies of objects in the cache."""
 _ATTEMPTS = 20
 """How often a copy is fetched that other processes remove before it is opened."""
 _TOUCHED_AFTER = 60.0
@@ -123,7 +124,7 @@ def copy_of_object(
     """
     import fcntl
 
-    root = cache_dir() / _FOLDER
+    root = cache_dir() / COPIES_FOLDER
     path = root / identity / name
     for _ in range(_ATTEMPTS):
         with _locked(root, identity, fcntl.LOCK_SH):

@@ -154,6 +154,13 @@ Fine-tunes a causal language model on packs that `sftprep build` wrote.
 
   sfttrain run --help       the most important options
   sfttrain run --help-all   all options
+  sfttrain env              versions, devices, and the attention that would be chosen
+"""
+
+ENV_USAGE = """usage: sfttrain env [--tokenizer NAME_OR_DIR] [--json]
+
+Shows what `sftprep env` shows (versions, the encoder of a tokenizer, caches, cores, memory), the
+devices of torch, and the attention implementation that --attn auto tries first.
 """
 
 

@@ -7,12 +7,12 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from sftprep.errors import FlagNames, SftprepError, escape_control
-from sfttrain.cli.help_text import PROGRAM, short_help
+from sfttrain.cli.help_text import ENV_USAGE, PROGRAM, short_help
 
 _HELP_FLAGS = {"-h", "--help", "--help-all"}
 
@@ -32,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command == "run":
         rest, debug = _remove_debug_flag(rest)
         return _print_help(rest) if _HELP_FLAGS & set(rest) else _run_reporting(rest, debug)
+    if command == "env":
+        rest, debug = _remove_debug_flag(rest)
+        return _show_environment(rest, debug)
     if command in ("", "--help", "-h"):
         print(PROGRAM, end="")
         return 0 if command else 2
@@ -40,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(sftprep.__version__)
         return 0
-    return _report(f"unknown command {command!r}", "use the command `sfttrain run`", 2)
+    return _report(f"unknown command {command!r}", "use one of the commands run and env", 2)
 
 
 def _print_help(arguments: list[str]) -> int:
@@ -53,12 +56,28 @@ def _print_help(arguments: list[str]) -> int:
     return 0
 
 
-def _run_reporting(arguments: list[str], debug: bool) -> int:
+def _show_environment(arguments: list[str], debug: bool) -> int:
+    """Run `sfttrain env`."""
+    if _HELP_FLAGS & set(arguments):
+        print(ENV_USAGE, end="")
+        return 0
+
+    def show(arguments: list[str]) -> int:
+        from sfttrain.cli.environment import show_environment
+
+        return show_environment(arguments)
+
+    return _run_reporting(arguments, debug, show)
+
+
+def _run_reporting(
+    arguments: list[str], debug: bool, run: Callable[[list[str]], int] | None = None
+) -> int:
     """Run, and report each error with its remedy; with `debug`, errors propagate."""
     try:
         if not debug:
             _silence_libraries()
-        return _run(arguments)
+        return (run or _run)(arguments)
     except SftprepError as error:
         if debug:
             raise

@@ -160,6 +160,23 @@ def explain_unavailable(name: str, device: torch.device) -> str:
     return ""
 
 
+def first_available(device: torch.device) -> tuple[str, dict[str, str]]:
+    """Return the implementation that `auto` tries first for a model in 16 bits.
+
+    It is used if the model supports it and it isolates the model's sequences, which is verified on
+    the model itself.
+
+    Args:
+        device: The device of the model.
+
+    Returns:
+        The name; and of each implementation before it, why it cannot run on this machine.
+    """
+    reasons = {name: explain_unavailable(name, device) for name in CHOICES[1:-1]}
+    name = next(name for name, reason in reasons.items() if not reason)
+    return name, {other: reason for other, reason in reasons.items() if reason}
+
+
 def _list_candidates(
     requested: str, initial: str, parameter: nn.Parameter, autocast: torch.dtype | None
 ) -> Iterator[str]:

@@ -113,6 +113,19 @@ def test_full_help_has_every_setting(capsys: pytest.CaptureFixture[str]) -> None
         assert all(f"--{f.name}" in text for f in dataclasses.fields(kind) if f.init)
 
 
+def test_env_adds_devices_and_attention_to_the_environment_of_builds(capsys: Any) -> None:
+    assert main(["env", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["packages"]["torch"] == torch.__version__
+    if not torch.cuda.is_available():
+        assert (found["devices"], found["attention"]) == ([], "sft_varlen")
+        assert "CUDA" in found["attention_unavailable"]["flash_attention_2"]
+    assert main(["env"]) == 0
+    assert "\nattention        " in capsys.readouterr().out
+    assert main(["env", "--help"]) == 0
+    assert "usage: sfttrain env" in capsys.readouterr().out
+
+
 # ---- parsing ----
 
 

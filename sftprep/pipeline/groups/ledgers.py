@@ -202,7 +202,7 @@ def check_rejected(ledger: Ledger, files: Sequence[Path], config: BuildConfig) -
         f"{rejected.total():,} of {records:,} records were rejected ({reasons}), more than"
         f" {setting('max_rejected', config.output.max_rejected)} allows"
         + first_of_each_reason(_read_rejected(found)),
-        remedy=[*remedies, *_remedies_for(rejected, suspects)],
+        remedy=[*remedies, *remedies_for_rejected(rejected, suspects)],
     )
 
 
@@ -312,7 +312,7 @@ def check_not_empty(
             *corrections,
             *_remedies_for_cuts(ledger),
             *([] if is_explained else checks),
-            *_remedies_for(ledger.rejected, ledger.warnings.get("suspects_rejected", 0)),
+            *remedies_for_rejected(ledger.rejected, ledger.warnings.get("suspects_rejected", 0)),
         ],
     )
 
@@ -328,7 +328,7 @@ def _remedies_for_cuts(ledger: Ledger) -> Iterator[str]:
         yield f"raise {setting('max_length')}, which cuts all trained tokens"
 
 
-def _remedies_for(rejected: Mapping[str, int], suspects: int) -> Iterator[str]:
+def remedies_for_rejected(rejected: Mapping[str, int], suspects: int) -> Iterator[str]:
     """Yield the remedies for some reasons of rejected records.
 
     Args:

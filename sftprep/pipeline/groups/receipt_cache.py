@@ -23,7 +23,9 @@ from sftprep.pipeline.groups.receipt_files import read_receipt
 from sftprep.shards.layout import hash_name, receipt_name
 
 _LARGEST_FILE = 64 << 20
-_CACHE_BYTES = 1 << 30
+RECEIPTS_FOLDER = "receipts"
+RECEIPTS_BYTES = 1 << 30
+"""The folder of the receipts in the cache, and the most bytes that they take."""
 
 
 def keep_results(work: Path, *, without: Container[str]) -> None:
@@ -92,7 +94,7 @@ def _limit_size() -> None:
         files = [(entry.stat().st_mtime_ns, entry.stat().st_size, entry.path) for entry in entries]
         left = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
-            if left <= _CACHE_BYTES:
+            if left <= RECEIPTS_BYTES:
                 break
             with suppress(OSError):  # another build removed it
                 os.unlink(path)
@@ -100,4 +102,4 @@ def _limit_size() -> None:
 
 
 def _folder() -> Path:
-    return cache_dir() / "receipts"
+    return cache_dir() / RECEIPTS_FOLDER

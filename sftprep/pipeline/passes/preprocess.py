@@ -41,9 +41,10 @@ from sftprep.records.options import (
 from sftprep.records.pretokenized import to_token_batch
 from sftprep.records.record_hashes import RecordHasher
 from sftprep.records.transform import RecordFunctions, transform_lines
+from sftprep.render.rendered_batch import RenderedBatch
 from sftprep.render.renderer import Renderer
 from sftprep.sources.readers.jsonl import add_excerpts, excerpt, parse_lines, split_lines
-from sftprep.tokenize.encoders.base import EncoderFault
+from sftprep.tokenize.encoders.base import Encoder, EncoderFault
 from sftprep.tokenize.equivalence.verified_encoder import PartitionEncoder, VerifiedEncoder
 
 _KEYS_OF_OBJECTS = (b'"tool', b'"function', b'"observation', b"template_kwargs")
@@ -56,20 +57,27 @@ _CONTROL_MARKS = (b"\\u00", b"\\b", b"\\f", b"\x7f")
 """What lines of JSON contain where a text has a control character that vocabularies may lack."""
 
 
+Observer = Callable[[list[Example], RenderedBatch, Encoder], None]
+"""A function that receives the examples of a partition, their texts, and the encoder of the texts,
+for display. It must not modify them."""
+
+
 class Preprocessor:
     """The stages of pass 1 for one recipe, loaded once and used for many partitions.
 
     Args:
         recipe: The recipe.
         threads: Whether the encoder may use every core.
+        observer: Called for each partition that is rendered.
 
     Raises:
         TemplateError: The chat template does not compile.
         TokenizerError: The tokenizer cannot be used.
     """
 
-    def __init__(self, recipe: Recipe, *, threads: bool) -> None:
+    def __init__(self, recipe: Recipe, *, threads: bool, observer: Observer | None = None) -> None:
         self.recipe = recipe
+        self.observer = observer
         # By transform: a function is loaded once, even if its file changes in the meantime.
         self._functions: dict[LoadedFunction | None, RecordFunctions | None] = {
             None: recipe.record_functions()
@@ -285,6 +293,8 @@ def _encode_examples(
     if texts.omission_lines:
         has_omission = np.isin(line_of, texts.omission_lines)
         batch.flags = np.where(has_omission, Flag.CONTENT_NOT_SHOWN, 0).astype(np.uint8)
+    if stages.observer is not None:
+        stages.observer(examples, texts, partition.encoder)
     # 4. Count suspicious patterns for the summary.
     count_double_bos(batch, recipe.tokenizer, counts)
     if stages.unknown_id is not None:

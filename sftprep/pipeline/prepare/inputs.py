@@ -140,7 +140,7 @@ def _find_sources(
             split=entry.split,
             config_name=entry.config_name,
             revision=entry.revision,
-            output=config.output.output,
+            output=config.output.output or None,
             other_split=other_split,
             text_unit=text_unit,
         )

@@ -6,19 +6,22 @@ Every combination that cannot work is rejected here, before the first pass.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 from sftprep.config.build import BuildConfig, FormatConfig, SourceEntry
 from sftprep.config.user_functions import resolve_function
 from sftprep.core.notices import Notice
-from sftprep.errors import ConfigError, TemplateError, setting, source_name
+from sftprep.errors import ConfigError, setting, source_name
 from sftprep.pipeline.passes.overlong import LengthLimit
+from sftprep.pipeline.prepare.chat_templates import (
+    read_templates,
+    template_date,
+    template_source,
+)
 from sftprep.pipeline.prepare.inputs import Input, find_inputs
 from sftprep.pipeline.prepare.manifest_fields import manifest_facts, manifest_settings
 from sftprep.recipe import Recipe
@@ -32,7 +35,6 @@ from sftprep.records.transform import transformed_records
 from sftprep.render.compatibility import (
     DetectedFormat,
     check_compatible,
-    check_compiles,
     trained_part,
     uses_template,
 )
@@ -47,8 +49,6 @@ _log = logging.getLogger(__name__)
 _DEFAULT_MAX_LENGTH = 1024
 _MOST_LINES = 1_000_000
 """The most lines that are read until there is a record, from which the format is detected."""
-_FIXED_DATE = "2024-07-26"
-"""The date that templates see as today; the fallback of the template of Llama 3."""
 _INSPECTED_RECORDS = 20
 """Records at the start of an input that are read to describe how it is read."""
 
@@ -106,7 +106,15 @@ def prepare_setup(
         data: Training data in memory, used instead of the inputs in the settings.
         eval_data: Evaluation data in memory, likewise.
     """
-    _check_required(config, has_data=bool(data or eval_data))
+    _check_required(config, has_data=bool(data or eval_data), needs_output=True)
+    return prepare_reading(config, data, eval_data)
+
+
+def prepare_reading(
+    config: BuildConfig, data: Sequence[Source] = (), eval_data: Sequence[Source] = ()
+) -> Setup:
+    """Prepare the first pass of a build, as `prepare_setup` does, without an output folder."""
+    _check_required(config, has_data=bool(data or eval_data), needs_output=False)
     inputs, entries = find_inputs(config, data, eval_data)
     settings = manifest_settings(config, [each.source.name for each in inputs])
     # Checked before the inputs are opened, which takes long if there are many of them.
@@ -165,12 +173,12 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
     spec = load_tokenizer(config.tokenize.tokenizer)
     if config.tokenize.eos_token is not None:
         spec = spec.with_eos(config.tokenize.eos_token)
-    template, tool_template = _read_templates(config, spec)
+    template, tool_template = read_templates(config, spec)
     encoder, encoder_facts = probe_encoder(spec, config.tokenize.encoder)
     recipe = Recipe(
         tokenizer=spec,
         chat_template=template,
-        date=_template_date(config, f"{template}{tool_template}"),
+        date=template_date(config, f"{template}{tool_template}"),
         train_on=config.format.train_on,
         text_field=config.format.text_field,
         renames=tuple(config.format.renames().items()),
@@ -252,7 +260,7 @@ def inspect_source(
         reading,
         keys=keys,
         trained=reading.trained or trained_part(recipe, detected),
-        template=_template_source(config, recipe.tool_template)
+        template=template_source(config, recipe.tool_template)
         if uses_template(recipe, detected)
         else "",
     )
@@ -272,7 +280,7 @@ def log_notices(names: Sequence[str], readings: Sequence[SourceReading]) -> None
 _TOKENIZER_REMEDY = "specify the tokenizer as a folder or a name on the Hub"
 
 
-def _check_required(config: BuildConfig, *, has_data: bool) -> None:
+def _check_required(config: BuildConfig, *, has_data: bool, needs_output: bool) -> None:
     """Raise ConfigError with everything that is missing from the settings of a build."""
     source, remedies = config.source, {}
     if not (has_data or source.inputs or source.sources):
@@ -281,7 +289,7 @@ def _check_required(config: BuildConfig, *, has_data: bool) -> None:
         remedies["tokenizer"] = (
             f"{_TOKENIZER_REMEDY}, for example {setting('tokenizer', 'Qwen/Qwen3-8B')}"
         )
-    if not config.output.output:
+    if needs_output and not config.output.output:
         remedies["output folder"] = f"specify the folder with {setting('output', 'DIR')}"
     if remedies:
         verb = "is" if len(remedies) == 1 else "are"
@@ -293,53 +301,6 @@ def _check_has_tokenizer(config: BuildConfig) -> None:
     if not config.tokenize.tokenizer:
         remedy = f"{_TOKENIZER_REMEDY}, for example {setting('tokenizer', 'Qwen/Qwen3-8B')}"
         raise ConfigError("no tokenizer is specified", remedy=remedy)
-
-
-def _template_date(config: BuildConfig, templates: str) -> str | None:
-    """Return the date for templates; None if they do not read the date.
-
-    By default it is a fixed day, so that a rebuild or a resume on a later day gives the same bytes.
-    """
-    if "strftime_now" not in templates:
-        return None
-    if config.tokenize.date == "today":
-        return datetime.date.today().isoformat()
-    return config.tokenize.date or _FIXED_DATE
-
-
-def _read_templates(config: BuildConfig, spec: TokenizerSpec) -> tuple[str | None, str | None]:
-    """Return the chat template, and the one for tools if it is different.
-
-    Of several templates of a tokenizer, `apply_chat_template` uses the one named `tool_use` for
-    conversations with tools, and the one named `default` for all others.
-    """
-    path, named = config.tokenize.chat_template, spec.named_templates
-    if path is None:
-        default, tool_template = spec.chat_template, named.get("tool_use")
-        return default, None if default in (None, tool_template) else tool_template
-    if path in named and not Path(path).exists():
-        return named[path], None
-    return _read_template_file(path, named), None
-
-
-def _read_template_file(path: str, named: Iterable[str]) -> str:
-    try:
-        template = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise TemplateError(
-            f"cannot read the chat template {path}: {error.strerror}",
-            remedy=[
-                f"check the path in {setting('chat_template')}",
-                *(f"use {setting('chat_template', name)} of the tokenizer" for name in named),
-            ],
-        ) from error
-    except UnicodeDecodeError as error:
-        raise TemplateError(
-            f"the chat template {path} is not UTF-8 text",
-            remedy="specify a file with a Jinja template",
-        ) from error
-    check_compiles(template)
-    return template
 
 
 def _detect(
@@ -387,12 +348,3 @@ def _has_turns(record: dict[str, Any], name: str, reading: RecordOptions) -> boo
     return (reading.as_chat and kind.kind == "prompt") or any(
         isinstance(record.get(sources.get(key, key)), list) for key in kind.keys
     )
-
-
-def _template_source(config: BuildConfig, tool_template: str | None) -> str:
-    """Return the file of the chat template, or the name of the tokenizer with it."""
-    if config.tokenize.chat_template is not None:
-        return config.tokenize.chat_template
-    file = Path(config.tokenize.tokenizer) / "chat_template.jinja"
-    source = str(file) if file.is_file() else config.tokenize.tokenizer
-    return source if tool_template is None else f"{source} (with tools: its tool_use)"
