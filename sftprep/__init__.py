@@ -24,6 +24,8 @@ from sftprep.version import __version__ as __version__
 if TYPE_CHECKING:
     from sftprep.api import build as build
     from sftprep.config import BuildConfig as BuildConfig
+    from sftprep.exchange.exports.export import ExportReport as ExportReport
+    from sftprep.exchange.exports.export import export as export
     from sftprep.packing.strategies import PackPlan as PackPlan
     from sftprep.packing.strategies import pack_lengths as pack_lengths
     from sftprep.pipeline.build import BuildReport as BuildReport
@@ -51,6 +53,8 @@ _MODULE_OF = {
     "Drop": "sftprep.records.transform",
     "BuildReport": "sftprep.pipeline.build",
     "build": "sftprep.api",
+    "ExportReport": "sftprep.exchange.exports.export",
+    "export": "sftprep.exchange.exports.export",
     "build_in_subprocess": "sftprep.pipeline.build_subprocess",
     "merge": "sftprep.pipeline.output.merge",
     "PartReport": "sftprep.pipeline.part",

@@ -12,6 +12,7 @@ from cyclopts.config import Dict
 
 # These modules add their commands to the application.
 import sftprep.cli.build
+import sftprep.cli.export
 import sftprep.cli.finished
 import sftprep.cli.garbage
 import sftprep.cli.push
