@@ -32,7 +32,7 @@ _LENGTH_TYPES = (np.uint8, np.uint16, np.uint32)
 
 
 class MdsFiles:
-    """A writer of the rows of one split to shards of at most 64 MB, one of which is in memory.
+    """A writer of the rows of one split to shards of about 64 MB, one of which is in memory.
 
     Args:
         folder: The folder, which exists.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -116,14 +117,15 @@ loader = StreamingDataLoader(data, batch_size=1, collate_fn=collate)
 
 
 def _axolotl(facts: ScriptFacts) -> str:
+    path = json.dumps(facts.path, ensure_ascii=False)  # also a string of YAML
     validation = (
-        f"test_datasets:\n  - path: {facts.path}\n    split: validation\n    type:\n"
+        f"test_datasets:\n  - path: {path}\n    split: validation\n    type:\n"
         if facts.has_validation
         else ""
     )
     return f"""\
 datasets:
-  - path: {facts.path}
+  - path: {path}
     split: train
     type:  # empty: the rows are tokenized
 {validation}sequence_len: {facts.max_length}  # rows with more tokens would be dropped
