@@ -15,6 +15,7 @@ import sftprep.cli.build
 import sftprep.cli.export
 import sftprep.cli.finished
 import sftprep.cli.garbage
+import sftprep.cli.import_config
 import sftprep.cli.push
 import sftprep.cli.verify  # noqa: F401
 from sftprep.cli.app import app

@@ -27,8 +27,6 @@ from sftprep.exchange.exports.rows import Row
 
 _SHARD_BYTES = 1 << 26
 """The size at which a shard ends, as in the library."""
-_LENGTH_TYPES = (np.uint8, np.uint16, np.uint32)
-"""The types in which a length may be stored, by their number in the format."""
 
 
 class MdsFiles:
@@ -105,9 +103,8 @@ class MdsFiles:
 
 def _encode_array(values: NDArray[Any]) -> bytes:
     """Return an array of one dimension with at least one value, in the format."""
-    number = next(
-        number for number, kind in enumerate(_LENGTH_TYPES) if len(values) <= np.iinfo(kind).max
-    )
-    length = _LENGTH_TYPES[number](len(values))
+    # The length has 1, 2 or 4 bytes, the fewest that it needs; the first byte has the exponent.
+    exponent = next(n for n in range(3) if len(values) < 1 << (8 << n))
     num_axes = 1
-    return bytes([num_axes << 2 | number]) + length.tobytes() + values.tobytes()
+    head = bytes([num_axes << 2 | exponent]) + len(values).to_bytes(1 << exponent, "little")
+    return head + values.tobytes()

@@ -12,6 +12,8 @@ data = GPTSFTPackedParquetDataset(
     SimpleNamespace(eos_id=int(end_token), eod=int(end_token), bos_id=None, pad_id=None),
     max_seq_length=int(max_length),
     pad_seq_length_to_mult=1,
+    label_key="output",
+    prompt_template="{input} {output}",  # required, and not used for tokens
 )
 for number in range(len(data)):
     batch = data.collate_fn([data[number]])
