@@ -130,11 +130,11 @@ def _convert_conversation(source: SourceConversion, entry: dict[str, Any]) -> No
     messages = entry.get("field_messages", "messages")
     if messages != "conversations":
         source.rename(messages, "messages")
-    for field, known in (("field_tools", "tools"), ("field_system", "system")):
-        source.rename(entry.get(field), known)
+    source.rename(entry.get("field_tools"), "tools")
+    source.rename(entry.get("field_system"), "system")
     for name, key in mappings.items():
-        known = {"role": ROLE_KEYS, "content": CONTENT_KEYS}.get(name, (name,))
-        check_key(source, f"message_property_mappings.{name}", key, known)
+        read = {"role": ROLE_KEYS, "content": CONTENT_KEYS}.get(name, (name,))
+        check_key(source, f"message_property_mappings.{name}", key, read)
     thinking = entry.get("field_thinking")
     if thinking and thinking != "reasoning_content":
         source.skip("field_thinking", thinking, "rename it with a transform")

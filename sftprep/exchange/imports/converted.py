@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,11 +72,11 @@ class SourceConversion:
         if isinstance(key, str) and key != known:
             self.settings.setdefault("map", []).append(f"{key}={known}")
 
-    def skip_rest(self, values: dict[str, Any], read: Iterable[str], reason: str = "") -> None:
+    def skip_rest(self, values: dict[str, Any], read: Collection[str], reason: str = "") -> None:
         """Note all settings that were not read, apart from those that are null or false."""
-        for key in values.keys() - set(read):
-            if values[key] not in (None, False):
-                self.skip(key, values[key], reason)
+        for key, value in values.items():
+            if key not in read and value not in (None, False):
+                self.skip(key, value, reason)
 
 
 def _shorten(value: object) -> str:

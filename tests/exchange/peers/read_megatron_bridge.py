@@ -13,6 +13,7 @@ data = GPTSFTPackedParquetDataset(
     max_seq_length=int(max_length),
     pad_seq_length_to_mult=1,
     label_key="output",
+    truncation_field="input",
     prompt_template="{input} {output}",  # required, and not used for tokens
 )
 for number in range(len(data)):
