@@ -16,6 +16,7 @@ from sftprep.config.validation import (
     SeriousOmission,
     TextUnit,
     TrainOn,
+    TrainRole,
     YesNo,
     check_choice,
     check_integer,
@@ -62,6 +63,7 @@ class SourceEntry:
     text_field: str | None = None
     map: tuple[str, ...] | None = None
     train_on: TrainOn | None = None
+    train_roles: tuple[TrainRole, ...] | None = None
     as_chat: bool | None = None
     images: Images | None = None
     formatting_func: str | None = None
@@ -79,6 +81,9 @@ class SourceEntry:
             object.__setattr__(self, "map", check_strings(self.map, f"the map of {self.name}"))
         for key in ("weight", "repeat"):
             object.__setattr__(self, key, to_number(getattr(self, key)))
+        if self.train_roles is not None:
+            roles = check_strings(self.train_roles, f"the train_roles of {self.name}")
+            object.__setattr__(self, "train_roles", split_list(roles))
         for key in ("split", "config_name", "revision", "text_field", "transform_id"):
             check_type(getattr(self, key), f"the {key} of {self.name}", str, "a string")
         if self.text_unit is not None:
@@ -126,7 +131,7 @@ class SourceEntry:
         Raises:
             ConfigError: The combination of settings is invalid.
         """
-        names = ("format", "text_field", "map", "train_on", "as_chat", "images")
+        names = ("format", "text_field", "map", "train_on", "train_roles", "as_chat", "images")
         functions = ("formatting_func", "transform", "transform_id")
         settings = {name: getattr(self, name) for name in (*names, *functions)}
         settings = {name: value for name, value in settings.items() if value is not None}
@@ -286,6 +291,9 @@ class FormatConfig:
     """Tokens that are trained. all: every token; completion: the completion; assistant: the
     assistant turns; last-assistant: the last assistant turn; auto: the completion where there is
     one, else every token."""
+    train_roles: tuple[TrainRole, ...] = ()
+    """Roles of the turns that are trained, instead of those of the assistant: user,assistant. The
+    text of a turn and the token that ends it are trained, not its header."""
     reasoning: Reasoning = "template"
     """Reasoning of earlier turns, which many templates remove. template: what the template writes;
     keep: insert what the template writes for a turn that is the last one; expand: one example for
@@ -349,6 +357,7 @@ class FormatConfig:
         check_choice(setting("format"), self.format, FormatName)
         check_choice(setting("train_on"), self.train_on, TrainOn)
         check_choice(setting("images"), self.images, Images)
+        self._check_roles()
         pairs = split_list((self.map,) if isinstance(self.map, str) else self.map)
         for pair in pairs:
             source, equals, target = pair.partition("=")
@@ -358,6 +367,25 @@ class FormatConfig:
                     remedy=f"write {setting('map', 'question=prompt,answer=completion')}",
                 )
         object.__setattr__(self, "map", pairs)
+
+    def _check_roles(self) -> None:
+        object.__setattr__(self, "train_roles", split_list(to_strings(self.train_roles)))
+        for role in self.train_roles:
+            check_choice(setting("train_roles"), role, TrainRole)
+        if not self.train_roles:
+            return
+        if self.train_on not in ("auto", "assistant") or self.expand_turns:
+            other = (
+                setting("reasoning", "expand")
+                if self.expand_turns
+                else setting("train_on", self.train_on)
+            )
+            raise ConfigError(
+                f"{setting('train_roles')} selects whole turns, which is not compatible with"
+                f" {other}",
+                remedy="leave out one of the two",
+            )
+        object.__setattr__(self, "train_on", "assistant")
 
     def renames(self) -> dict[str, str]:
         """Return the new name of each key to rename."""

@@ -59,6 +59,8 @@ def trained_part(recipe: Recipe, detected: DetectedFormat) -> str:
     if recipe.train_on == "auto":
         has_completion = kind in ("prompt", "pair") or recipe.expand_turns
         return _TRAINED["completion" if has_completion else "all"]
+    if recipe.train_roles:
+        return f"the turns of {' and '.join(recipe.train_roles)}"
     return _TRAINED[recipe.train_on]
 
 

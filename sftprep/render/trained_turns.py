@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sftprep.chat_template.assistant_spans import (
     ASSISTANTS,
     TurnSpan,
@@ -11,11 +13,22 @@ from sftprep.chat_template.assistant_spans import (
 )
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.template import Rendered
+from sftprep.config.validation import TrainRole
 from sftprep.core.types import Example, Message
 from sftprep.recipe import Recipe
+from sftprep.records.roles import PASSED_ROLES, SYSTEM_ROLES
 from sftprep.render.rendered_batch import Span, Weight
 from sftprep.render.templates import RecipeTemplates
 from sftprep.render.token_space.regions import Boundary, RegionFinder
+
+
+_ROLES: dict[TrainRole, frozenset[str]] = {
+    "assistant": ASSISTANTS,
+    "user": frozenset({"user"}),
+    "system": frozenset(SYSTEM_ROLES),
+    "tool": PASSED_ROLES | {"tool"},
+}
+"""The roles of messages by the values of `train_roles`."""
 
 
 class TurnSelector:
@@ -29,8 +42,23 @@ class TurnSelector:
     def __init__(self, recipe: Recipe, templates: RecipeTemplates) -> None:
         self._train_on = recipe.train_on
         self._templates = templates
+        self._roles = frozenset(role for name in recipe.train_roles for role in _ROLES[name])
         # Whether spans are trained, as opposed to everything or everything after a prompt.
         self.trains_spans = recipe.train_on in ("assistant", "last-assistant")
+
+    def with_role_switches(self, example: Example, messages: list[Message]) -> Example:
+        """Return a conversation with a switch for each message, if the recipe has `train_roles`.
+
+        They have the effect of switches in the record, which take precedence.
+        """
+        if not self._roles:
+            return example
+        switches = example.weights or [None] * len(messages)
+        weights = [
+            float(message.get("role") in self._roles) if switch is None else switch
+            for message, switch in zip(messages, switches, strict=True)
+        ]
+        return replace(example, weights=weights)
 
     def trained_spans(
         self, example: Example, rendered: Rendered
