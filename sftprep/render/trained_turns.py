@@ -21,7 +21,6 @@ from sftprep.render.rendered_batch import Span, Weight
 from sftprep.render.templates import RecipeTemplates
 from sftprep.render.token_space.regions import Boundary, RegionFinder
 
-
 _ROLES: dict[TrainRole, frozenset[str]] = {
     "assistant": ASSISTANTS,
     "user": frozenset({"user"}),
@@ -54,7 +53,7 @@ class TurnSelector:
         if not self._roles:
             return example
         switches = example.weights or [None] * len(messages)
-        weights = [
+        weights: list[float | None] = [
             float(message.get("role") in self._roles) if switch is None else switch
             for message, switch in zip(messages, switches, strict=True)
         ]

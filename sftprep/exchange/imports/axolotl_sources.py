@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
+from typing import Any, get_args
 
+from sftprep.config.validation import TrainRole
 from sftprep.exchange.imports.converted import Conversion, SourceConversion
 from sftprep.exchange.imports.turns import CONTENT_KEYS, ROLE_KEYS, check_key, check_speaker
 from sftprep.records.switches import SWITCH_KEYS
@@ -90,8 +91,8 @@ def _convert_type(source: SourceConversion, entry: dict[str, Any], content: dict
         _convert_own_type(source, kind)
         settings["train_on"] = "all" if trains_all else "completion"
     elif kind == "chat_template" or kind.startswith("sharegpt"):
-        _convert_conversation(source, entry)
         settings["train_on"] = "all" if trains_all else "assistant"
+        _convert_conversation(source, entry)
     elif kind == "completion":
         settings |= {"format": "text", "train_on": "all"}
         if entry.get("field"):
@@ -154,8 +155,11 @@ def _convert_roles(source: SourceConversion, entry: dict[str, Any]) -> None:
             roles[speaker] = role
             check_speaker(source, f"roles.{role}", speaker, role)
     trained = entry.get("roles_to_train", ["assistant"])
-    if [*{roles.get(role, role) for role in trained or ()}] != ["assistant"]:
-        source.skip("roles_to_train", trained, "only the turns of the assistant are trained")
+    chosen = list(dict.fromkeys(roles.get(role, role) for role in trained or ()))
+    if not chosen or not set(chosen) <= set(get_args(TrainRole)):
+        source.skip("roles_to_train", trained, "the turns of the assistant are trained")
+    elif chosen != ["assistant"] and source.settings["train_on"] != "all":
+        source.settings["train_roles"] = chosen
     end = entry.get("train_on_eos")
     if end not in (None, "turn"):
         source.skip("train_on_eos", end, _END_REASON)
