@@ -21,7 +21,7 @@ import orjson
 from sftprep.chat_template.reference.content_forms import needs_json_schemas
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.user_functions import LoadedFunction, function_key
-from sftprep.config.validation import Reasoning, TemplateBackend, TrainOn, TrainRole
+from sftprep.config.validation import Reasoning, TemplateBackend, TrainEnd, TrainOn, TrainRole
 from sftprep.core.hashing import digest
 from sftprep.errors import TemplateError
 from sftprep.records.options import RecordOptions
@@ -72,6 +72,7 @@ class Recipe:
     tool_template: str | None = None
     # The roles of the turns that are trained; empty: those of the assistant, or as in `train_on`.
     train_roles: tuple[TrainRole, ...] = ()
+    train_end: TrainEnd = "turn"
 
     @property
     def expand_turns(self) -> bool:

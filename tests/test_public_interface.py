@@ -155,6 +155,7 @@ SETTINGS_OF_A_BUILD = {
     "text_field",
     "text_unit",
     "tokenizer",
+    "train_end",
     "train_on",
     "train_roles",
     "transform",

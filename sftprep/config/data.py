@@ -15,6 +15,7 @@ from sftprep.config.validation import (
     Reasoning,
     SeriousOmission,
     TextUnit,
+    TrainEnd,
     TrainOn,
     TrainRole,
     YesNo,
@@ -64,6 +65,7 @@ class SourceEntry:
     map: tuple[str, ...] | None = None
     train_on: TrainOn | None = None
     train_roles: tuple[TrainRole, ...] | None = None
+    train_end: TrainEnd | None = None
     as_chat: bool | None = None
     images: Images | None = None
     formatting_func: str | None = None
@@ -131,9 +133,10 @@ class SourceEntry:
         Raises:
             ConfigError: The combination of settings is invalid.
         """
-        names = ("format", "text_field", "map", "train_on", "train_roles", "as_chat", "images")
+        names = ("format", "text_field", "map", "as_chat", "images")
+        trained = ("train_on", "train_roles", "train_end")
         functions = ("formatting_func", "transform", "transform_id")
-        settings = {name: getattr(self, name) for name in (*names, *functions)}
+        settings = {name: getattr(self, name) for name in (*names, *trained, *functions)}
         settings = {name: value for name, value in settings.items() if value is not None}
         return dataclasses.replace(whole, **settings) if settings else whole
 
@@ -294,6 +297,9 @@ class FormatConfig:
     train_roles: tuple[TrainRole, ...] = ()
     """Roles of the turns that are trained, instead of those of the assistant: user,assistant. The
     text of a turn and the token that ends it are trained, not its header."""
+    train_end: TrainEnd = "turn"
+    """Tokens that end the trained turns. turn: all of them are trained; last: only that of the last
+    trained turn of a conversation; none: none of them."""
     reasoning: Reasoning = "template"
     """Reasoning of earlier turns, which many templates remove. template: what the template writes;
     keep: insert what the template writes for a turn that is the last one; expand: one example for
@@ -357,7 +363,7 @@ class FormatConfig:
         check_choice(setting("format"), self.format, FormatName)
         check_choice(setting("train_on"), self.train_on, TrainOn)
         check_choice(setting("images"), self.images, Images)
-        self._check_roles()
+        self._check_turns()
         pairs = split_list((self.map,) if isinstance(self.map, str) else self.map)
         for pair in pairs:
             source, equals, target = pair.partition("=")
@@ -368,24 +374,30 @@ class FormatConfig:
                 )
         object.__setattr__(self, "map", pairs)
 
-    def _check_roles(self) -> None:
+    def _check_turns(self) -> None:
         object.__setattr__(self, "train_roles", split_list(to_strings(self.train_roles)))
         for role in self.train_roles:
             check_choice(setting("train_roles"), role, TrainRole)
-        if not self.train_roles:
-            return
-        if self.train_on not in ("auto", "assistant") or self.expand_turns:
-            other = (
-                setting("reasoning", "expand")
-                if self.expand_turns
-                else setting("train_on", self.train_on)
-            )
+        check_choice(setting("train_end"), self.train_end, TrainEnd)
+        if self.train_roles:
+            self._check_trains_turns("train_roles", ("auto", "assistant"))
+            object.__setattr__(self, "train_on", "assistant")
+        if self.train_end != "turn":
+            self._check_trains_turns("train_end", ("assistant", "last-assistant"))
+
+    def _check_trains_turns(self, name: str, compatible: tuple[TrainOn, ...]) -> None:
+        """Check that a setting that concerns trained turns has an effect."""
+        if self.expand_turns:
             raise ConfigError(
-                f"{setting('train_roles')} selects whole turns, which is not compatible with"
-                f" {other}",
+                f"{setting(name)} is not supported with {setting('reasoning', 'expand')}",
                 remedy="leave out one of the two",
             )
-        object.__setattr__(self, "train_on", "assistant")
+        if self.train_on not in compatible:
+            raise ConfigError(
+                f"{setting(name)} concerns trained turns, and {setting('train_on', self.train_on)}"
+                " does not train turns",
+                remedy=f"use {setting('train_on', 'assistant')}",
+            )
 
     def renames(self) -> dict[str, str]:
         """Return the new name of each key to rename."""

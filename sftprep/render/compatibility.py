@@ -102,6 +102,12 @@ def check_compatible(recipe: Recipe, detected: DetectedFormat) -> None:
         raise ConfigError(
             f"{cause}: {holds}, which have no turns", remedy=f"use {setting('train_on', 'all')}"
         )
+    for name, default in (("train_roles", ()), ("train_end", "turn")):
+        if getattr(recipe, name) != default and not is_rendered:
+            raise ConfigError(
+                f"{setting(name)}: {holds}, which are not rendered as turns",
+                remedy=f"leave out {setting(name)} for them",
+            )
     # 3. It must be possible to find that part.
     if detected.format == "tokens":
         _check_pretokenized(recipe, detected)

@@ -20,6 +20,7 @@ from sftprep.records.roles import PASSED_ROLES, SYSTEM_ROLES
 from sftprep.render.rendered_batch import Span, Weight
 from sftprep.render.templates import RecipeTemplates
 from sftprep.render.token_space.regions import Boundary, RegionFinder
+from sftprep.render.turn_ends import TurnEnds
 
 _ROLES: dict[TrainRole, frozenset[str]] = {
     "assistant": ASSISTANTS,
@@ -41,6 +42,7 @@ class TurnSelector:
     def __init__(self, recipe: Recipe, templates: RecipeTemplates) -> None:
         self._train_on = recipe.train_on
         self._templates = templates
+        self._ends = TurnEnds(recipe.tokenizer, recipe.train_end)
         self._roles = frozenset(role for name in recipe.train_roles for role in _ROLES[name])
         # Whether spans are trained, as opposed to everything or everything after a prompt.
         self.trains_spans = recipe.train_on in ("assistant", "last-assistant")
@@ -82,6 +84,9 @@ class TurnSelector:
         weighted = [
             (first, last, weights[number]) for first, last, number in spans if weights[number] != 1
         ]
+        # The end of a turn comes after its turn, whose weight it replaces.
+        weighted += self._ends.find_excluded(spans, rendered.text)
+        weighted.sort(key=lambda span: span[0])
         return (None if trains_all else tuple((first, last) for first, last, _ in spans)), weighted
 
     def message_weights(
@@ -165,6 +170,8 @@ class TurnSelector:
 
     def _find_regions(self, finder: RegionFinder, rendering: RenderedPieces) -> list[int] | str:
         templates = self._templates
+        if not self._ends.are_trained:
+            return "tokens that end turns are not trained"
         if not templates.needs_turns:
             return finder.marked_regions(rendering)
         if templates.with_turns.has_generation_marks:

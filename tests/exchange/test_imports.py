@@ -169,6 +169,7 @@ def test_axolotl_settings_and_what_has_no_counterpart(axolotl: Path, folder: Pat
             "map": ["dialog=messages"],
             "train_on": "assistant",
             "train_roles": ["assistant", "user"],
+            "train_end": "last",
             "path": f"{folder}/dialogs.jsonl",
             "split": "train",
             "limit": 6,
@@ -183,7 +184,6 @@ def test_axolotl_settings_and_what_has_no_counterpart(axolotl: Path, folder: Pat
     assert conversion.settings["eval_fraction"] == 0.1
     notes = "\n".join(conversion.notes)
     for name in (
-        'datasets[1].train_on_eos: "last"',
         'datasets[3].type: "input_output" (the data set is left out',
         "load_in_4bit: true",
         'adapter: "lora"',
@@ -194,7 +194,7 @@ def test_axolotl_settings_and_what_has_no_counterpart(axolotl: Path, folder: Pat
     # One line for each, and none for what is converted.
     for name in ("datasets[0]", "datasets[2]", "sequence_len", "seed", "pad_token", "base_model"):
         assert name not in notes
-    assert len(conversion.notes) == 8
+    assert len(conversion.notes) == 7
     text = conversion.to_yaml("title")
     assert yaml.safe_load(text) == conversion.settings
     assert [line for line in text.splitlines() if line.startswith("# not converted: ")] == [
@@ -235,7 +235,7 @@ def test_where_the_data_of_axolotl_is(
         ({"roles": {"assistant": ["narrator"]}}, "roles.assistant"),
         ({"roles_to_train": []}, "roles_to_train"),
         ({"roles_to_train": ["narrator"]}, "roles_to_train"),
-        ({"train_on_eos": "none"}, "train_on_eos"),
+        ({"train_on_eos": "all"}, "train_on_eos"),
         ({"train_on_eot": "all"}, "train_on_eot"),
         ({"message_field_training": "learn"}, "message_field_training"),
         ({"message_field_training_detail": "detail"}, "message_field_training_detail"),

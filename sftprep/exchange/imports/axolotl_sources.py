@@ -6,7 +6,7 @@ import os
 import re
 from typing import Any, get_args
 
-from sftprep.config.validation import TrainRole
+from sftprep.config.validation import TrainEnd, TrainRole
 from sftprep.exchange.imports.converted import Conversion, SourceConversion
 from sftprep.exchange.imports.turns import CONTENT_KEYS, ROLE_KEYS, check_key, check_speaker
 from sftprep.records.switches import SWITCH_KEYS
@@ -161,5 +161,8 @@ def _convert_roles(source: SourceConversion, entry: dict[str, Any]) -> None:
     elif chosen != ["assistant"] and source.settings["train_on"] != "all":
         source.settings["train_roles"] = chosen
     end = entry.get("train_on_eos")
-    if end not in (None, "turn"):
+    if end in get_args(TrainEnd) and source.settings["train_on"] != "all":
+        if end != "turn":
+            source.settings["train_end"] = end
+    elif end is not None:
         source.skip("train_on_eos", end, _END_REASON)

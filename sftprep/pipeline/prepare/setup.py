@@ -188,6 +188,7 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         rejected_losses=config.rejected_omissions,
         tool_template=tool_template,
         train_roles=config.format.train_roles,
+        train_end=config.format.train_end,
     )
     return recipe, encoder_facts
 
