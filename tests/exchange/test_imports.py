@@ -407,7 +407,7 @@ def test_other_files_are_refused(name: str, content: str, message: str, tmp_path
 
 
 def test_unknown_names_and_missing_files(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="no data set 'nothing'"):
+    with pytest.raises(ConfigError, match="unknown data set 'nothing'"):
         sftprep.import_config(folder / "dataset_info.json", datasets="nothing")
     with pytest.raises(ConfigError, match="cannot read"):
         sftprep.import_config(folder / "missing.yaml")

@@ -122,14 +122,7 @@ def export(
         "sftprep_version": __version__,
         "builds": {name: shards.manifest.digest for name, shards in builds.items()},
     }
-    script = script_for(
-        to,
-        ScriptFacts(
-            path=os.fspath(output),
-            max_length=max(shards.manifest.max_length for shards in builds.values()),
-            has_validation="validation" in builds,
-        ),
-    )
+    script = script_for(to, _facts(os.fspath(output), builds))
     with hold_folder(root):
         previous = read_export(root)
         if previous is not None and _is_same(previous, identity, to):
@@ -156,6 +149,14 @@ def _open_splits(folder: str | os.PathLike[str]) -> dict[str, Shards]:
             remedy=f"run the build of {train.root} again",
         )
     return {"train": train, "validation": validation}
+
+
+def _facts(path: str, builds: dict[str, Shards]) -> ScriptFacts:
+    return ScriptFacts(
+        path=path,
+        max_length=max(shards.manifest.max_length for shards in builds.values()),
+        has_validation="validation" in builds,
+    )
 
 
 def _is_same(previous: dict[str, Any], identity: dict[str, Any], to: str) -> bool:

@@ -98,7 +98,7 @@ def hold_folder(root: Path) -> Iterator[None]:
 
 @contextmanager
 def replace_folder(root: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield an empty folder, which takes the place of `root` when the block ends without an error.
+    """Yield an empty folder, which replaces `root` when the block ends without an error.
 
     Args:
         root: The folder of the export, which the caller holds.

@@ -62,7 +62,7 @@ def convert_dataset_info(
     for name in names:
         if name not in content:
             raise ConfigError(
-                f"there is no data set {name!r}",
+                f"unknown data set {name!r}",
                 remedy=f"choose from {', '.join(list(content)[:20])}",
             )
     conversion = Conversion({"sources": [], "train_on": "assistant"})
@@ -129,7 +129,7 @@ def _convert_location(source: SourceConversion, entry: dict[str, Any], folder: s
 
 
 def _convert_pair(source: SourceConversion, columns: dict[str, Any]) -> None:
-    """Convert the columns of alpaca records, or of texts if there is no response."""
+    """Convert the columns of alpaca records, or of texts without a response."""
     if columns.get("prompt") and not columns.get("response"):
         source.settings |= {"format": "text", "text_field": columns["prompt"], "train_on": "all"}
         return
