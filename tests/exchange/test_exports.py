@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +214,16 @@ def test_wrapped_packing_and_single_tokens_survive(tokenizer_dir: Path, tmp_path
     assert labelled_packs(data["train"]) == expected_packs(wrapped, "train")
 
 
+def test_the_layout_of_the_build_does_not_matter(
+    build: Path, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    planned = make_build(tmp_path, tokenizer_dir, CHATS, layout="sequences")
+    sftprep.export(planned, to="trl", output=tmp_path / "out")
+    data = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    for split in ("train", "validation"):
+        assert labelled_packs(data[split]) == expected_packs(build, split)
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 
@@ -338,6 +350,26 @@ def test_progress_counts_the_packs_of_both_splits(build: Path, tmp_path: Path) -
     )
     total = sum(split.rows for split in report.splits)
     assert calls == [("export", number, total) for number in range(1, total + 1)]
+
+
+def test_the_command_prints_a_summary_and_the_lines(build: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sftprep", "export", str(build), "--to", "trl"]
+    command += ["--output", str(tmp_path / "out")]
+
+    def run(*flags: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *flags], capture_output=True, text=True, timeout=120, check=False
+        )
+
+    first, second, as_json = run(), run(), run("--json")
+    assert (first.returncode, second.returncode, as_json.returncode) == (0, 0, 0)
+    assert first.stdout.startswith("exported 4 files of ")
+    assert "padding_free=True" in first.stdout
+    assert second.stdout.startswith("up to date: 4 files")
+    data = json.loads(as_json.stdout)
+    assert data["is_up_to_date"]
+    assert data["script"] in first.stdout
+    assert [split["name"] for split in data["splits"]] == ["train", "validation"]
 
 
 # --- the lines for the other tool -----------------------------------------------------------------
