@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from sftprep.api import doctor as doctor
     from sftprep.api import preview as preview
     from sftprep.config import BuildConfig as BuildConfig
+    from sftprep.exchange.exports.export import ExportReport as ExportReport
+    from sftprep.exchange.exports.export import export as export
+    from sftprep.exchange.imports.convert import import_config as import_config
+    from sftprep.exchange.imports.converted import Conversion as Conversion
     from sftprep.packing.strategies import PackPlan as PackPlan
     from sftprep.packing.strategies import pack_lengths as pack_lengths
     from sftprep.pipeline.build import BuildReport as BuildReport
@@ -61,6 +65,10 @@ _MODULE_OF = {
     "Preview": "sftprep.previews.result",
     "Environment": "sftprep.report.environment",
     "describe_environment": "sftprep.report.environment",
+    "ExportReport": "sftprep.exchange.exports.export",
+    "export": "sftprep.exchange.exports.export",
+    "Conversion": "sftprep.exchange.imports.converted",
+    "import_config": "sftprep.exchange.imports.convert",
     "build_in_subprocess": "sftprep.pipeline.build_subprocess",
     "merge": "sftprep.pipeline.output.merge",
     "PartReport": "sftprep.pipeline.part",

@@ -21,7 +21,7 @@ import orjson
 from sftprep.chat_template.reference.content_forms import needs_json_schemas
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.user_functions import LoadedFunction, function_key
-from sftprep.config.validation import Reasoning, TemplateBackend, TrainOn
+from sftprep.config.validation import Reasoning, TemplateBackend, TrainEnd, TrainOn, TrainRole
 from sftprep.core.hashing import digest
 from sftprep.errors import TemplateError
 from sftprep.records.options import RecordOptions
@@ -70,6 +70,9 @@ class Recipe:
     rejected_losses: tuple[str, ...] = ()
     # The template of conversations with tools, if it is another one.
     tool_template: str | None = None
+    # The roles of the turns that are trained; empty: those of the assistant, or as in `train_on`.
+    train_roles: tuple[TrainRole, ...] = ()
+    train_end: TrainEnd = "turn"
 
     @property
     def expand_turns(self) -> bool:

@@ -26,6 +26,11 @@ app = App(
 
         sftprep push shards org/name
 
+    Train on them with another tool, or start from its settings:
+
+        sftprep export shards --to trl --output for-trl
+        sftprep import axolotl.yaml --output build.yaml
+
     `sftprep build --help` explains the formats and settings.
 
     Exit codes: 0 ok; 1 a check failed; 2 usage error or invalid input; 3 environment (disk,

@@ -13,8 +13,10 @@ from cyclopts.config import Dict
 # These modules add their commands to the application.
 import sftprep.cli.build
 import sftprep.cli.environment
+import sftprep.cli.export
 import sftprep.cli.finished
 import sftprep.cli.garbage
+import sftprep.cli.import_config
 import sftprep.cli.preview
 import sftprep.cli.push
 import sftprep.cli.verify  # noqa: F401

@@ -8,7 +8,8 @@ from sftprep.config.build import (
     read_config_file,
 )
 from sftprep.config.cache_location import cache_dir
-from sftprep.config.data import EvalConfig, FormatConfig, ReadConfig, SourceConfig, SourceEntry
+from sftprep.config.data import EvalConfig, ReadConfig, SourceConfig, SourceEntry
+from sftprep.config.record_format import FormatConfig
 from sftprep.config.user_functions import function_key, to_function_setting
 from sftprep.config.validation import Packing, check_local_path
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from sftprep.config.data import EvalConfig, FormatConfig, ReadConfig, SourceConfig, SourceEntry
+from sftprep.config.data import EvalConfig, ReadConfig, SourceConfig, SourceEntry
 from sftprep.config.output import OutputConfig
+from sftprep.config.record_format import FormatConfig
 from sftprep.config.validation import (
     EncoderChoice,
     FormatName,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from sftprep.config.record_format import FormatConfig
 from sftprep.config.user_functions import to_function_setting
 from sftprep.config.validation import (
     Duplicates,
@@ -12,11 +13,11 @@ from sftprep.config.validation import (
     FormatName,
     Images,
     QualityChecks,
-    Reasoning,
     SeriousOmission,
     TextUnit,
+    TrainEnd,
     TrainOn,
-    YesNo,
+    TrainRole,
     check_choice,
     check_integer,
     check_limit,
@@ -62,6 +63,8 @@ class SourceEntry:
     text_field: str | None = None
     map: tuple[str, ...] | None = None
     train_on: TrainOn | None = None
+    train_roles: tuple[TrainRole, ...] | None = None
+    train_end: TrainEnd | None = None
     as_chat: bool | None = None
     images: Images | None = None
     formatting_func: str | None = None
@@ -79,6 +82,9 @@ class SourceEntry:
             object.__setattr__(self, "map", check_strings(self.map, f"the map of {self.name}"))
         for key in ("weight", "repeat"):
             object.__setattr__(self, key, to_number(getattr(self, key)))
+        if self.train_roles is not None:
+            roles = check_strings(self.train_roles, f"the train_roles of {self.name}")
+            object.__setattr__(self, "train_roles", split_list(roles))
         for key in ("split", "config_name", "revision", "text_field", "transform_id"):
             check_type(getattr(self, key), f"the {key} of {self.name}", str, "a string")
         if self.text_unit is not None:
@@ -126,9 +132,10 @@ class SourceEntry:
         Raises:
             ConfigError: The combination of settings is invalid.
         """
-        names = ("format", "text_field", "map", "train_on", "as_chat", "images")
+        names = ("format", "text_field", "map", "as_chat", "images")
+        trained = ("train_on", "train_roles", "train_end")
         functions = ("formatting_func", "transform", "transform_id")
-        settings = {name: getattr(self, name) for name in (*names, *functions)}
+        settings = {name: getattr(self, name) for name in (*names, *trained, *functions)}
         settings = {name: value for name, value in settings.items() if value is not None}
         return dataclasses.replace(whole, **settings) if settings else whole
 
@@ -270,95 +277,3 @@ class EvalConfig:
                 f"{' and '.join(specified)} are both given",
                 remedy="choose one source of evaluation records",
             )
-
-
-@dataclass(frozen=True, slots=True)
-class FormatConfig:
-    """The reading of a record, and its trained tokens."""
-
-    format: FormatName = "auto"
-    """Format of the records; auto: detected from the keys of the first records of each input."""
-    text_field: str = "text"
-    """Key of the text, for the text format."""
-    map: tuple[str, ...] = ()
-    """Keys to rename before a record is read: question=prompt,answer=completion."""
-    train_on: TrainOn = "auto"
-    """Tokens that are trained. all: every token; completion: the completion; assistant: the
-    assistant turns; last-assistant: the last assistant turn; auto: the completion where there is
-    one, else every token."""
-    reasoning: Reasoning = "template"
-    """Reasoning of earlier turns, which many templates remove. template: what the template writes;
-    keep: insert what the template writes for a turn that is the last one; expand: one example for
-    each assistant turn, as the model sees the conversation when it writes that turn; drop: remove
-    all reasoning before rendering."""
-    expand_turns: bool = False
-    """The same as --reasoning expand."""
-    train_empty_thinking: YesNo = "yes"
-    """no: blocks of reasoning without reasoning, which some templates write, are not trained."""
-    escape_special: bool = False
-    """Encode special tokens that a record spells out in its texts, such as <|im_end|>, as plain
-    text."""
-    as_chat: bool | None = None
-    """Read a prompt and its completion as turns of a user and of the assistant, also if both are
-    strings. Default: only known pairs of keys (question and answer, instruction and response, ...),
-    if there is a chat template; --no-as-chat: not even those."""
-    images: Images = "error"
-    """error: a record with images is a bad record; drop: its images and their placeholders are
-    removed, and it is counted."""
-    formatting_func: str | None = None
-    """Function that returns the text of a record: package.module:function, or file.py:function."""
-    transform: str | None = None
-    """Function that returns another record for a record, a list of records, or sftprep.Drop(reason)
-    for none, before --map and the detection of the format: file.py:function, or
-    package.module:function."""
-    transform_id: str | None = None
-    """Name of the present version of a function without a stable digest, such as a lambda. Without
-    it, nothing that is made with the function is reused."""
-
-    def __post_init__(self) -> None:
-        for name in ("formatting_func", "transform"):
-            function = to_function_setting(getattr(self, name), setting(name))
-            object.__setattr__(self, name, function)
-        check_type(self.transform_id, setting("transform_id"), str, "a string")
-        if self.formatting_func is not None and self.format not in ("auto", "text"):
-            raise ConfigError(
-                f"{setting('formatting_func')} returns plain text, which is not compatible with"
-                f" {setting('format', self.format)}",
-                remedy="leave out one of the two",
-            )
-        check_choice(setting("reasoning"), self.reasoning, Reasoning)
-        check_choice(setting("train_empty_thinking"), self.train_empty_thinking, YesNo)
-        if self.expand_turns:
-            if self.reasoning not in ("template", "expand"):
-                raise ConfigError(
-                    f"{setting('expand_turns')} is {setting('reasoning', 'expand')}, but"
-                    f" {setting('reasoning', self.reasoning)} is given too",
-                    remedy="leave out one of the two",
-                )
-            object.__setattr__(self, "reasoning", "expand")
-        object.__setattr__(self, "expand_turns", self.reasoning == "expand")
-        if self.expand_turns and self.train_on == "all":
-            raise ConfigError(
-                f"{setting('reasoning', 'expand')} with {setting('train_on', 'all')} would train"
-                " the early turns of a conversation again in each of its examples",
-                remedy=[
-                    f"leave out {setting('train_on')}",
-                    f"use {setting('train_on', 'assistant')}",
-                ],
-            )
-        check_choice(setting("format"), self.format, FormatName)
-        check_choice(setting("train_on"), self.train_on, TrainOn)
-        check_choice(setting("images"), self.images, Images)
-        pairs = split_list((self.map,) if isinstance(self.map, str) else self.map)
-        for pair in pairs:
-            source, equals, target = pair.partition("=")
-            if not (equals and source and target):
-                raise ConfigError(
-                    f"{setting('map')} is {pair!r}, not of the form key=name",
-                    remedy=f"write {setting('map', 'question=prompt,answer=completion')}",
-                )
-        object.__setattr__(self, "map", pairs)
-
-    def renames(self) -> dict[str, str]:
-        """Return the new name of each key to rename."""
-        return dict(pair.split("=", 1) for pair in self.map)

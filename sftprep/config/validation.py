@@ -19,6 +19,8 @@ FormatName = Literal[
     "auto", "text", "messages", "prompt-completion", "sharegpt", "alpaca", "tokens"
 ]
 TrainOn = Literal["auto", "all", "completion", "assistant", "last-assistant"]
+TrainEnd = Literal["turn", "last", "none"]
+TrainRole = Literal["assistant", "user", "system", "tool"]
 Packing = Literal["bfd", "bfd_split", "exact", "wrapped", "none"]
 EvalPacking = Literal["bfd", "none"]
 Overlong = Literal["truncate", "split", "drop", "error"]

@@ -59,6 +59,8 @@ def trained_part(recipe: Recipe, detected: DetectedFormat) -> str:
     if recipe.train_on == "auto":
         has_completion = kind in ("prompt", "pair") or recipe.expand_turns
         return _TRAINED["completion" if has_completion else "all"]
+    if recipe.train_roles:
+        return f"the turns of {' and '.join(recipe.train_roles)}"
     return _TRAINED[recipe.train_on]
 
 
@@ -100,6 +102,12 @@ def check_compatible(recipe: Recipe, detected: DetectedFormat) -> None:
         raise ConfigError(
             f"{cause}: {holds}, which have no turns", remedy=f"use {setting('train_on', 'all')}"
         )
+    for name, default in (("train_roles", ()), ("train_end", "turn")):
+        if getattr(recipe, name) != default and not is_rendered:
+            raise ConfigError(
+                f"{setting(name)}: {holds}, which are not rendered as turns",
+                remedy=f"leave out {setting(name)} for them",
+            )
     # 3. It must be possible to find that part.
     if detected.format == "tokens":
         _check_pretokenized(recipe, detected)

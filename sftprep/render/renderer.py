@@ -171,6 +171,7 @@ class Renderer:
             if self._rejects_empty_turn(messages, example, rejected, counts):
                 return
             messages = example.messages or []
+        example = self._turns.with_role_switches(example, messages)
         template = self.templates.template_for(example)
         if example.template_kwargs:
             chats.count_unread_variables(example, template, counts)

@@ -48,7 +48,8 @@ class RecipeTemplates:
         """
         has_marks = self.plain is not None and self.plain.has_generation_marks
         return self._recipe.train_on == "last-assistant" or (
-            self._recipe.train_on == "assistant" and not has_marks
+            self._recipe.train_on == "assistant"
+            and (not has_marks or self._recipe.train_end != "turn")
         )
 
     @cached_property

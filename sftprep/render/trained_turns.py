@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sftprep.chat_template.assistant_spans import (
     ASSISTANTS,
     TurnSpan,
@@ -11,11 +13,22 @@ from sftprep.chat_template.assistant_spans import (
 )
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.template import Rendered
+from sftprep.config.validation import TrainRole
 from sftprep.core.types import Example, Message
 from sftprep.recipe import Recipe
+from sftprep.records.roles import PASSED_ROLES, SYSTEM_ROLES
 from sftprep.render.rendered_batch import Span, Weight
 from sftprep.render.templates import RecipeTemplates
 from sftprep.render.token_space.regions import Boundary, RegionFinder
+from sftprep.render.turn_ends import TurnEnds
+
+_ROLES: dict[TrainRole, frozenset[str]] = {
+    "assistant": ASSISTANTS,
+    "user": frozenset({"user"}),
+    "system": frozenset(SYSTEM_ROLES),
+    "tool": PASSED_ROLES | {"tool"},
+}
+"""The roles of messages by the values of `train_roles`."""
 
 
 class TurnSelector:
@@ -29,8 +42,24 @@ class TurnSelector:
     def __init__(self, recipe: Recipe, templates: RecipeTemplates) -> None:
         self._train_on = recipe.train_on
         self._templates = templates
+        self._ends = TurnEnds(recipe.tokenizer, recipe.train_end)
+        self._roles = frozenset(role for name in recipe.train_roles for role in _ROLES[name])
         # Whether spans are trained, as opposed to everything or everything after a prompt.
         self.trains_spans = recipe.train_on in ("assistant", "last-assistant")
+
+    def with_role_switches(self, example: Example, messages: list[Message]) -> Example:
+        """Return a conversation with a switch for each message, if the recipe has `train_roles`.
+
+        They have the effect of switches in the record, which take precedence.
+        """
+        if not self._roles:
+            return example
+        switches = example.weights or [None] * len(messages)
+        weights: list[float | None] = [
+            float(message.get("role") in self._roles) if switch is None else switch
+            for message, switch in zip(messages, switches, strict=True)
+        ]
+        return replace(example, weights=weights)
 
     def trained_spans(
         self, example: Example, rendered: Rendered
@@ -55,6 +84,9 @@ class TurnSelector:
         weighted = [
             (first, last, weights[number]) for first, last, number in spans if weights[number] != 1
         ]
+        # The end of a turn comes after its turn, whose weight it replaces.
+        weighted += self._ends.find_excluded(spans, rendered.text)
+        weighted.sort(key=lambda span: span[0])
         return (None if trains_all else tuple((first, last) for first, last, _ in spans)), weighted
 
     def message_weights(
@@ -138,6 +170,8 @@ class TurnSelector:
 
     def _find_regions(self, finder: RegionFinder, rendering: RenderedPieces) -> list[int] | str:
         templates = self._templates
+        if not self._ends.are_trained:
+            return "tokens that end turns are not trained"
         if not templates.needs_turns:
             return finder.marked_regions(rendering)
         if templates.with_turns.has_generation_marks:

@@ -195,6 +195,8 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         reject_suspects=config.rejects_suspects,
         rejected_losses=config.rejected_omissions,
         tool_template=tool_template,
+        train_roles=config.format.train_roles,
+        train_end=config.format.train_end,
     )
     return recipe, encoder_facts
 

@@ -1,0 +1,1 @@
+"""Exchange of data and settings with other tools: exports of builds, imports of settings."""

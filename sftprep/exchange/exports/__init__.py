@@ -1,0 +1,1 @@
+"""Exports of finished builds in the formats of other tools."""

@@ -1,0 +1,1 @@
+"""Conversion of the settings of other tools to those of a build."""
