@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --no-compile "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e ".[dev,quant]"
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e ".[dev]"
 	# On all cores, where pip uses one; without files that are hardly used. It fails for a few files
 	# that need a newer Python.
 	$(BIN)/python -m compileall -q -j 0 -x '/(transformers/models|tests?)/' $(VENV)/lib > /dev/null 2>&1 || true
