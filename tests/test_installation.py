@@ -15,7 +15,7 @@ import pytest
 from sftprep import verify
 from sftprep.errors import MissingDependency
 from sftprep.version import __version__
-from sfttrain.dependencies import PACKAGES, check_dependencies
+from sfttrain.cli.dependencies import PACKAGES, check_dependencies
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from sftprep.errors import FlagNames, MissingDependency, SftprepError, escape_control
+from sfttrain.cli.dependencies import check_dependencies
 from sfttrain.cli.help_text import PROGRAM, short_help
-from sfttrain.dependencies import check_dependencies
 
 _HELP_FLAGS = {"-h", "--help", "--help-all"}
 
