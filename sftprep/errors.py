@@ -387,8 +387,11 @@ class TrainingDiverged(SftprepError):
     exit_code = 1
 
 
-class MissingDependency(SftprepError):
-    """A package required by a feature, but not installed; by itself, or by an extra of sftprep."""
+class MissingDependency(SftprepError, ImportError):
+    """A package required by a feature, but not installed; by itself, or by an extra of sftprep.
+
+    It is an ImportError too, since modules such as `sftprep.torch` raise it when they are imported.
+    """
 
     def __init__(self, package: str, *, extra: str | None = None, needed_for: str) -> None:
         remedy = f'pip install "sftprep[{extra}]"' if extra else f"pip install {package}"

@@ -10,15 +10,21 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from sftprep.errors import ConfigError, EmptyInput, SftprepError
+from sftprep.errors import ConfigError, EmptyInput, MissingDependency, SftprepError
 from sftprep.shards.reader import Pack
 from sftprep.stream.hf_dataset import columns_of
 from sftprep.stream.packed_stream import PackedStream, State
 from sftprep.stream.settings import CHECK_SETTINGS
+
+try:
+    import torch
+    from torch import Tensor
+    from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+except ModuleNotFoundError as missing:
+    if missing.name != "torch":
+        raise
+    raise MissingDependency("torch", extra="train", needed_for="sftprep.torch") from missing
 
 __all__ = ["PackedDataset", "StreamLoader", "collate_packs", "pack_to_tensors"]
 

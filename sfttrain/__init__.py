@@ -45,6 +45,7 @@ __all__ = list(_MODULES)
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'sfttrain' has no attribute {name!r}")
+    import_module("sfttrain.cli.dependencies").check_dependencies(f"sfttrain.{name}")
     return getattr(import_module(_MODULES[name]), name)
 
 

@@ -77,6 +77,7 @@ PUBLIC_NAMES = {
         "data_warnings",
         "MANIFEST_NAME",
         "exclusive",
+        "hold_lock",
         "is_finished_build",
         "is_temporary_name",
         "length_warning",

@@ -120,8 +120,11 @@ def _checksum_of(name: str, token: str) -> str:
 def sync_folder(folder: Path) -> None:
     """Flush the names in a folder to the disk.
 
-    Renamed files then survive a power failure.
+    Renamed files then survive a power failure. Windows cannot open folders, so it does nothing
+    there.
     """
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -40,7 +40,9 @@ def read_regular_file(path: str | os.PathLike[str], limit: int) -> bytes:
 
 def _open_without_waiting(path: str, flags: int) -> int:
     # Without O_NONBLOCK, opening a pipe waits for a writer, possibly forever.
-    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    # Windows has neither flag, and no pipes in folders; `open` passes what it needs.
+    more_flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    descriptor = os.open(path, flags | more_flags)
     # The check is on the open file: the path may be replaced between a check and the opening.
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor

@@ -11,6 +11,7 @@ from sftprep.core.atomic_write import (
     temporary_name,
     write_bytes,
 )
+from sftprep.core.file_locks import hold_lock
 from sftprep.shards.layout import MANIFEST_NAME, is_finished_build
 from sftprep.shards.length_advice import length_warning
 from sftprep.shards.locks import exclusive
@@ -21,6 +22,7 @@ __all__ = [
     "DataWarning",
     "data_warnings",
     "exclusive",
+    "hold_lock",
     "is_finished_build",
     "is_temporary_name",
     "length_warning",

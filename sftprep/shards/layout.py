@@ -24,6 +24,7 @@ EVAL_FOLDER = "eval"
 WORK_FOLDER = "spill"  # contains everything that an unfinished build writes
 MARKER_NAME = "build.json"
 LOCK_NAME = "lock"
+LEASE_NAME = "lock.lease"  # next to the lock, where the file system has no `flock`
 COMMIT_NAME = "commit.json"
 IDENTITY_NAME = "parts.json"  # what the parts of a build have in common
 IDENTITY_FIELD = "sftprep_parts"  # the key in it

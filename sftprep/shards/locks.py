@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import json
 import os
+import platform
 import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from sftprep.core.atomic_write import storage_errors
+from sftprep.core.file_locks import hold_lock
+from sftprep.core.regular_files import open_regular_file
 from sftprep.errors import OutputBusy, OutputExists
 
 _ATTEMPTS = 20  # how often a lock file is reopened because another process removed it meanwhile
 _LARGEST_LOCK = 4096  # bytes; a lock file holds one short JSON object
+# O_NOFOLLOW and O_NONBLOCK: a link or a pipe may replace the file between lstat and open. Windows
+# lacks both, and has O_BINARY.
+_SAFE_FLAGS = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 
 
 @contextmanager
 def exclusive(path: Path, what: str, folder: Path, *, remedy: str) -> Iterator[None]:
     """Hold a lock file while the block runs, and remove the file at the end.
 
-    The operating system releases the lock when the process ends, even if it is killed. A lock file
-    that is left behind therefore locks nothing.
+    The lock ends with the process, even if it is killed; see `hold_lock`. A lock file that is left
+    behind therefore locks nothing.
 
     Args:
         path: The lock file.
@@ -43,13 +51,15 @@ def exclusive(path: Path, what: str, folder: Path, *, remedy: str) -> Iterator[N
                 raise _not_a_lock(path, "it has other content")
             lock.seek(0)
             lock.truncate(0)
-            lock.write(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}).encode())
+            lock.write(_lock_content())
             lock.flush()
         try:
             yield
         finally:
             if _is_at(path, lock):
-                path.unlink(missing_ok=True)
+                # Windows does not remove open files.
+                with suppress(PermissionError):
+                    path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -77,26 +87,45 @@ def shared(path: Path, what: str, folder: Path, *, remedy: str) -> Iterator[None
         yield
 
 
-def _acquire(path: Path, what: str, folder: Path, remedy: str, *, shared: bool) -> BinaryIO:
-    """Open and lock a lock file."""
-    import fcntl
-
+@contextmanager
+def _acquire(
+    path: Path, what: str, folder: Path, remedy: str, *, shared: bool
+) -> Iterator[BinaryIO]:
+    """Open and lock a lock file while the block runs."""
     for _ in range(_ATTEMPTS):
-        with storage_errors(path):
-            file = _open_lock(path)
-            try:
-                kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                with file:
-                    holder = _describe_holder(file.read(_LARGEST_LOCK))
-                raise OutputBusy(f"{what}{holder} is writing to {folder}", remedy=remedy) from error
-        # The previous holder may have removed the file between our open and our lock. We then hold
-        # a lock on a deleted file, which excludes nobody, so try again.
-        if _is_at(path, file):
-            return file
-        file.close()
+        with ExitStack() as stack:
+            with storage_errors(path):
+                file = _open_lock(path)
+                try:
+                    stack.enter_context(hold_lock(file, path, shared=shared))
+                except BlockingIOError as error:
+                    raise _busy(path, what, folder, remedy, error.filename) from error
+            # The previous holder may have removed the file between our open and our lock. We then
+            # hold a lock on a deleted file, which excludes nobody, so try again.
+            if _is_at(path, file):
+                yield file
+                return
     raise OutputBusy(f"other processes keep removing {path}", remedy=remedy)
+
+
+def _busy(path: Path, what: str, folder: Path, remedy: str, lease: str | None) -> OutputBusy:
+    """Return the error of a lock that another process holds."""
+    content = b""
+    with suppress(OSError), open_regular_file(path) as file:  # it may just have been removed
+        content = file.read(_LARGEST_LOCK)
+    remedies = [remedy]
+    if lease is not None:
+        remedies.append(f"if that process has ended on another machine, remove {lease}")
+    return OutputBusy(f"{what}{_describe_holder(content)} is writing to {folder}", remedy=remedies)
+
+
+def _lock_content() -> bytes:
+    """Describe this process, for the error of others."""
+    holder = {"pid": os.getpid(), "host": platform.node()}
+    with suppress(KeyError, OSError, ImportError):  # a user id without a name, as in containers
+        holder["user"] = getpass.getuser()
+    holder["since"] = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    return json.dumps(holder).encode()
 
 
 def is_lock_content(content: bytes) -> bool:
@@ -121,9 +150,7 @@ def _open_lock(path: Path) -> BinaryIO:
     except FileNotFoundError:
         pass
     try:
-        # O_NOFOLLOW and O_NONBLOCK: a link or a pipe may have replaced the file since the lstat.
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        lock = os.fdopen(os.open(path, flags, 0o666), "r+b")
+        lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | _SAFE_FLAGS, 0o666), "r+b")
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             # O_CREAT fails like this if the folder is missing: the previous holder ended after the
@@ -158,6 +185,8 @@ def _describe_holder(content: bytes) -> str:
     """Return the process recorded in a lock file, for an error; "" if there is none."""
     try:
         holder = json.loads(content)
-        return f" (process {holder['pid']} on {holder['host']})"
+        user = f" of {holder['user']}" if "user" in holder else ""
+        since = f", since {holder['since']}" if "since" in holder else ""
+        return f" (process {holder['pid']}{user} on {holder['host']}{since})"
     except (ValueError, KeyError, TypeError):
         return ""

@@ -18,6 +18,7 @@ import orjson
 import xxhash
 
 from sftprep.core.atomic_write import is_temporary_name
+from sftprep.core.file_locks import is_lease
 from sftprep.core.regular_files import read_regular_file
 from sftprep.shards.layout import (
     CARD_NAME,
@@ -30,6 +31,7 @@ from sftprep.shards.layout import (
     IDENTITY_FIELD,
     IDENTITY_NAME,
     LARGEST_MANIFEST,
+    LEASE_NAME,
     LOCK_NAME,
     MANIFEST_NAME,
     MARKER_NAME,
@@ -151,6 +153,10 @@ def _is_lock(path: Path) -> bool:
     return is_lock_content(path.read_bytes()) if path.stat().st_size < 4096 else False
 
 
+def _is_lease(path: Path) -> bool:
+    return is_lease(path.read_bytes()) if path.stat().st_size < 4096 else False
+
+
 def _is_spill(path: Path) -> bool:
     """Return whether a file is a spill, complete or torn by a crash of the machine."""
     schema = _read_arrow_schema(path)
@@ -223,6 +229,7 @@ def _starts_with(*keys: str) -> Callable[[Path], bool]:
 _TESTS: tuple[tuple[re.Pattern[str], Callable[[Path], bool]], ...] = (
     (re.compile(re.escape(MARKER_NAME)), is_marker),
     (re.compile(re.escape(LOCK_NAME)), _is_lock),
+    (re.compile(re.escape(LEASE_NAME)), _is_lease),
     (re.compile(re.escape(COMMIT_NAME)), _is_commit),
     (re.compile(re.escape(IDENTITY_NAME)), _starts_with(IDENTITY_FIELD)),
     (re.compile(re.escape(CARD_NAME)), _is_card_file),

@@ -25,6 +25,7 @@ import xxhash
 
 from sftprep.config.cache_location import cache_dir, cache_limit
 from sftprep.core.atomic_write import storage_errors, temporary_path
+from sftprep.core.file_locks import hold_lock
 from sftprep.core.hashing import digest_of_file
 from sftprep.errors import InputChanged, ShardError
 from sftprep.stores.folder import BuildFolder, StoreFolder
@@ -122,18 +123,16 @@ def copy_of_object(
         StorageError: The cache cannot be written.
         SftprepError: An error of `fetch`.
     """
-    import fcntl
-
     root = cache_dir() / COPIES_FOLDER
     path = root / identity / name
     for _ in range(_ATTEMPTS):
-        with _locked(root, identity, fcntl.LOCK_SH):
+        with _locked(root, identity, shared=True):
             if _is_complete(path, size):
                 _record_use(path)
                 yield path
                 return
         _make_room(root, size or 0)
-        with _locked(root, identity, fcntl.LOCK_EX):
+        with _locked(root, identity, shared=False):
             if not _is_complete(path, size):  # another process may have fetched it meanwhile
                 _fetch_copy(path, fetch)
     with storage_errors(path):
@@ -178,14 +177,12 @@ def _fetch_copy(path: Path, fetch: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def _locked(root: Path, identity: str, operation: int) -> Iterator[None]:
+def _locked(root: Path, identity: str, *, shared: bool) -> Iterator[None]:
     """Hold the lock for an object while the block runs."""
-    import fcntl
-
     with ExitStack() as stack:
         with storage_errors(root):
-            lock = stack.enter_context(open(_lock_path(root, identity), "ab"))
-            fcntl.flock(lock, operation)
+            path = _lock_path(root, identity)
+            stack.enter_context(hold_lock(path.open("ab"), path, shared=shared, wait=True))
         yield
 
 
@@ -220,15 +217,13 @@ def _make_room(root: Path, size: int) -> None:
 
     Copies whose lock is held are kept, so the limit may be exceeded for a short time.
     """
-    import fcntl
-
     copies = sorted(_list_copies(root))
     excess = sum(copy.size for copy in copies) + size - cache_limit()
     for copy in copies:
         if excess <= 0:
             return
-        with suppress(OSError), open(_lock_path(root, copy.path.parent.name), "ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_path = _lock_path(root, copy.path.parent.name)
+        with suppress(OSError), hold_lock(lock_path.open("ab"), lock_path):
             copy.path.unlink()
             excess -= copy.size
             copy.path.parent.rmdir()

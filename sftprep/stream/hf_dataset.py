@@ -6,14 +6,23 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+from sftprep.errors import MissingDependency
 from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype
 
 
 def to_hf(stream: Any, *, shards: int = 1, epochs: int | None = 1) -> Any:
-    """Return a stream as an IterableDataset; see `PackedStream.to_hf`."""
-    import datasets
+    """Return a stream as an IterableDataset; see `PackedStream.to_hf`.
+
+    Raises:
+        MissingDependency: datasets is not installed.
+    """
     import numpy as np
+
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingDependency("datasets", extra="train", needed_for="to_hf") from error
 
     types = {
         "input_ids": "int32",

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sftprep.errors import FlagNames, SftprepError, escape_control
+from sftprep.errors import FlagNames, MissingDependency, SftprepError, escape_control
+from sfttrain.cli.dependencies import check_dependencies
 from sfttrain.cli.help_text import ENV_USAGE, PROGRAM, short_help
 
 _HELP_FLAGS = {"-h", "--help", "--help-all"}
@@ -30,8 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     command, rest = (tokens[0], tokens[1:]) if tokens else ("", [])
     if command == "run":
-        rest, debug = _remove_debug_flag(rest)
-        return _print_help(rest) if _HELP_FLAGS & set(rest) else _run_reporting(rest, debug)
+        return _dispatch_run(rest)
     if command == "env":
         rest, debug = _remove_debug_flag(rest)
         return _show_environment(rest, debug)
@@ -46,13 +46,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _report(f"unknown command {command!r}", "use one of the commands run and env", 2)
 
 
-def _print_help(arguments: list[str]) -> int:
-    if "--help-all" in arguments:
-        from sfttrain.cli.arguments import full_help
-
-        print(full_help())
-    else:
+def _dispatch_run(arguments: list[str]) -> int:
+    """Print the help of `sfttrain run`, or run."""
+    rest, debug = _remove_debug_flag(arguments)
+    has_help = bool(_HELP_FLAGS & set(rest))
+    if has_help and "--help-all" not in rest:
         print(short_help())
+        return 0
+    try:
+        check_dependencies("sfttrain run")
+    except MissingDependency as error:
+        return _report(error.message, error.remedy, error.exit_code)
+    if not has_help:
+        return _run_reporting(rest, debug)
+    from sfttrain.cli.arguments import full_help
+
+    print(full_help())
     return 0
 
 

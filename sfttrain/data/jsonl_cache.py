@@ -5,19 +5,18 @@ A build reads such a file like any other input, and two datasets with equal rows
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import xxhash
 
 from sftprep import json_lines
 from sftprep.errors import StorageError
-from sftprep.shards import is_temporary_name, storage_errors, temporary_name
+from sftprep.shards import hold_lock, is_temporary_name, storage_errors, temporary_name
 
 _MOST_ATTEMPTS = 100
 
@@ -46,20 +45,18 @@ def write_rows(
             path = folder / os.readlink(link)
             return path, path.stem
         _remove_orphans(folder)
-        handle, temporary = _create_locked_file(folder)
     state = xxhash.xxh3_128()
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for lines in json_lines(rows()):
-                state.update(lines)
-                # Only the write is inside: an OSError of the user's own rows passes unchanged.
-                with storage_errors(folder):
-                    file.write(lines)
+    with _locked_temporary_file(folder) as (file, temporary):
+        for lines in json_lines(rows()):
+            state.update(lines)
+            # Only the write is inside: an OSError of the user's own rows passes unchanged.
+            with storage_errors(folder):
+                file.write(lines)
+        with storage_errors(folder):
+            file.flush()
         content = state.hexdigest()
         path = folder / f"{content}.jsonl"
-        _rename_unless_present(Path(temporary), path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        _rename_unless_present(temporary, path)
     if link is not None:
         link.unlink(missing_ok=True)
         with suppress(FileExistsError):  # another process made the same link first
@@ -83,20 +80,28 @@ def _rename_unless_present(temporary: Path, path: Path) -> None:
         os.replace(temporary, path)
 
 
-def _create_locked_file(folder: Path) -> tuple[int, str]:
-    """Create a temporary file with a lock as the sign of its use."""
+@contextmanager
+def _locked_temporary_file(folder: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """Create a temporary file, with a lock as the sign of its use, and remove it at the end."""
     for _ in range(_MOST_ATTEMPTS):
-        path = str(folder / temporary_name("rows"))
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        # Another process may have removed it as an orphan before it was locked.
-        if os.path.exists(path):
-            return handle, path
-        os.close(handle)
+        path = folder / temporary_name("rows")
+        with ExitStack() as stack:
+            with storage_errors(folder):
+                file = open(path, "xb", opener=_open_private)  # noqa: SIM115
+                stack.enter_context(hold_lock(file, path, wait=True))
+            # Another process may have removed it as an orphan before it was locked.
+            if path.exists():
+                stack.callback(path.unlink, missing_ok=True)
+                yield file, path
+                return
     raise StorageError(
         f"a temporary file in {folder} was removed {_MOST_ATTEMPTS} times",
         remedy="check that no other program removes files there",
     )
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _remove_orphans(folder: Path) -> None:
@@ -108,8 +113,7 @@ def _remove_orphans(folder: Path) -> None:
         try:
             if not is_temporary_name(path.name) or not stat.S_ISREG(path.lstat().st_mode):
                 continue
-            with path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with hold_lock(path.open("rb"), path):
                 path.unlink(missing_ok=True)
         except (BlockingIOError, FileNotFoundError):
             continue  # a process is writing it, or another process removed it

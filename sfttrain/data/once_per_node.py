@@ -7,17 +7,18 @@ time out during a long preparation.
 from __future__ import annotations
 
 import atexit
-import fcntl
 import pickle
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sftprep.errors import SftprepError, WorkerError
+from sftprep.shards import hold_lock
 
 Result = TypeVar("Result")
 
@@ -59,6 +60,8 @@ class OncePerMachine:
         self._number = 0  # of the latest call of `do`, which names the file of its result
         # By rank: the folder of a leader, or ""; empty before the first work.
         self._folders: list[str] = []
+        # Holds the lock of a leader until the process ends.
+        self._lock = ExitStack()
 
     def do(self, work: Callable[[], Result]) -> Result:
         """Run `work` in the leader only, and return its result in every process.
@@ -99,9 +102,8 @@ class OncePerMachine:
         if self._ranks.is_leader:
             folder = tempfile.mkdtemp(prefix="sfttrain-")
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            # The lock is held until this process ends, because the file stays open.
-            self._lock: Any = (Path(folder) / _LOCK).open("wb")
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            path = Path(folder) / _LOCK
+            self._lock.enter_context(hold_lock(path.open("wb"), path))
         self._folders = gather_object([folder])
 
     @property
@@ -145,13 +147,13 @@ class OncePerMachine:
 
     def _has_leader_ended(self) -> bool:
         try:
-            with (self._folder / _LOCK).open("rb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            path = self._folder / _LOCK
+            with hold_lock(path.open("rb"), path, shared=True):
+                return True
         except BlockingIOError:
             return False
         except OSError:  # the leader removes the folder when it ends
             return True
-        return True
 
 
 def _write_pickle(path: Path, value: Any) -> None:

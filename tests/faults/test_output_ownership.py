@@ -143,7 +143,7 @@ def test_a_full_disk_leaves_no_unmarked_folder(make, tmp_path, monkeypatch, name
     if name == "build.json":
         monkeypatch.setattr(layout_module, "write_bytes", refuse)
     elif name == "lock":
-        monkeypatch.setattr(locks_module.os, "uname", fail)
+        monkeypatch.setattr(locks_module.platform, "node", fail)
     elif name == "recipe":
         monkeypatch.setattr(workers_module, "recipe_file", refuse)
     else:

@@ -30,6 +30,7 @@ from sftprep.shards.layout import (
     EVAL_MANIFEST_PATTERN,
     GROUP_FILE_PATTERN,
     GROUP_FOLDER,
+    LEASE_NAME,
     LOCK_NAME,
     REJECTED_FOLDER,
     SHARD_FOLDER,
@@ -96,7 +97,7 @@ def check_contents(root: Path, *, overwrite: bool) -> set[str]:
         in_work = rf"{WORK_FOLDER}/({BUILD_FOLDERS.pattern})"
         folders = re.compile(rf"{folders.pattern}|{in_work}")
     elif _is_abandoned_lock(root / WORK_FOLDER / LOCK_NAME):
-        work_paths = {f"{WORK_FOLDER}/{LOCK_NAME}"}
+        work_paths = {f"{WORK_FOLDER}/{LOCK_NAME}", f"{WORK_FOLDER}/{LEASE_NAME}"}
     # 2. Everything else belongs to a user, apart from hidden paths; so does a folder or a link with
     # one of our names.
     found = {name: regular for name, regular in list_paths(root, folders) if "/." not in f"/{name}"}

@@ -45,6 +45,7 @@ from sftprep.shards.layout import (
     COMMIT_NAME,
     EVAL_FOLDER,
     IDENTITY_NAME,
+    LEASE_NAME,
     LOCK_NAME,
     MANIFEST_NAME,
     MARKER_NAME,
@@ -62,7 +63,7 @@ from sftprep.shards.manifest import Manifest
 from sftprep.shards.manifest_size import manifest_bytes
 from sftprep.shards.ownership import commit_bytes
 
-_HELD_NAMES = {MARKER_NAME, LOCK_NAME}
+_HELD_NAMES = {MARKER_NAME, LOCK_NAME, LEASE_NAME}
 """Names in the work folder that stay while a build holds it."""
 _REUSABLE_NAME = re.compile(rf"{SPILL_PATTERN}|{RECIPE_PATTERN}")
 """Paths in the work folder that `keep_spill` keeps in addition."""

@@ -353,9 +353,10 @@ def _read_bytes(file: Any, offset: int, length: int) -> bytes:
         raise _damaged_file(file.name, f"it ends before byte {offset + max(length, 1):,}")
     # A single call reads at most 2 GiB on Linux.
     parts = []
-    while length > 0 and (part := os.pread(file.fileno(), min(length, 1 << 30), offset)):
+    file.seek(offset)
+    while length > 0 and (part := file.read(min(length, 1 << 30))):
         parts.append(part)
-        offset, length = offset + len(part), length - len(part)
+        length -= len(part)
     if length > 0:
         raise _damaged_file(file.name, "it became shorter while it was being read")
     return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -103,7 +103,8 @@ class _LineIndex:
             while step >= len(self._counts) and (chunk := stream.read(self._STEP)):
                 self._counts.append(self._counts[-1] + chunk.count(b"\n"))
             known = min(step, len(self._counts) - 1)
-            rest = os.pread(stream.fileno(), position - known * self._STEP, known * self._STEP)
+            stream.seek(known * self._STEP)
+            rest = stream.read(position - known * self._STEP)
             return self._counts[known] + rest.count(b"\n")
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 from typing import Any
 
@@ -44,7 +43,14 @@ def main(name: str, answer_file: str) -> int:
 
 
 def _limit_memory() -> None:
-    """Limit the memory of this process: a normalizer may multiply every text."""
+    """Limit the memory of this process: a normalizer may multiply every text.
+
+    Windows has no such limits.
+    """
+    try:
+        import resource
+    except ImportError:
+        return
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     most = _MOST_MEMORY if hard == resource.RLIM_INFINITY else min(_MOST_MEMORY, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
