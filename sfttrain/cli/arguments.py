@@ -20,6 +20,10 @@ LORA_LEARNING_RATE = 2e-4
 """The learning rate for adapters, if none is specified."""
 
 
+NO_EVALUATION = "none"
+"""The value of eval_data for a run without an evaluation."""
+
+
 @dataclass
 class RunConfig:
     """The data of a run, and the form of its summary."""
@@ -34,7 +38,13 @@ class RunConfig:
         },
     )
     eval_data: str | None = field(
-        default=None, metadata={"help": "Folder of packs, or raw records, to evaluate on."}
+        default=None,
+        metadata={
+            "help": (
+                "Folder of packs, or raw records, to evaluate on; by default the evaluation build"
+                " in DIR/eval, if DIR is a build that has one; none: do not evaluate."
+            )
+        },
     )
     dataset_name: str | None = field(
         default=None,
@@ -144,6 +154,10 @@ def read_arguments(arguments: Sequence[str]) -> Request:
         name: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init})
         for name, kind in _KINDS.items()
     }
+    if parts["training"].eval_strategy == "no" and specified & _EVAL_STRATEGY:
+        # As in TRL, "no" leaves out the evaluation set that comes with the data. Where it is only
+        # the default, the run evaluates once, at the end.
+        parts["run"].eval_data = parts["run"].eval_data or NO_EVALUATION
     if parts["model"].attn_implementation and "attn" not in specified:
         parts["training"] = dataclasses.replace(
             parts["training"], attn=parts["model"].attn_implementation
@@ -191,6 +205,7 @@ class _Parser(HfArgumentParser):  # type: ignore[misc]
         ]
 
 
+_EVAL_STRATEGY = {"eval_strategy", "evaluation_strategy"}
 _KINDS: dict[str, Any] = {"run": RunConfig, "training": SFTConfig, "model": ModelConfig}
 
 

@@ -52,6 +52,21 @@ def load_run_datasets(
     return train, _select_split(splits, run.dataset_test_split, "dataset_test_split", name)
 
 
+def open_eval_build(train: Any, max_length: int | None = None) -> sftprep.Shards | None:
+    """Open the evaluation build of the training data; None if it has none.
+
+    Args:
+        train: The training data.
+        max_length: As for `open_data`.
+
+    Raises:
+        ManifestError: The evaluation build that the manifest names does not exist.
+    """
+    if not isinstance(train, sftprep.Shards) or not train.manifest.eval:
+        return None
+    return open_build(str(train.root / str(train.manifest.eval["folder"])), max_length)
+
+
 def open_data(path: str, max_length: int | None = None) -> Any:
     """Open a folder of packs; return other paths unchanged.
 

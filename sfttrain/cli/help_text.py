@@ -14,7 +14,11 @@ OURS: tuple[tuple[str, str, str], ...] = (
         "",
         "DIR: folder of packs that `sftprep build` wrote, or a file or folder of raw records",
     ),
-    ("eval_data", "", "the same, for evaluation"),
+    (
+        "eval_data",
+        "",
+        "the same, for evaluation; by default DIR/eval, if the build has it; none: no evaluation",
+    ),
     (
         "dataset_name",
         "",
@@ -138,7 +142,7 @@ TRAINING: tuple[tuple[str, str, str], ...] = (
     ("bf16", "", "mixed precision in bfloat16; by default on if a CUDA device supports it"),
     ("gradient_checkpointing", "", "recompute activations to save memory; by default on for GPUs"),
     ("logging_steps", "10", "steps between log lines"),
-    ("eval_strategy", "no", "when to evaluate: no, steps, epoch"),
+    ("eval_strategy", "no", "when to evaluate, besides at the end: no, steps, epoch"),
     ("save_strategy", "steps", "when to save: no, steps, epoch"),
     ("save_steps", "500", "steps between checkpoints"),
     ("save_total_limit", "", "number of checkpoints to keep"),
