@@ -119,18 +119,13 @@ def read_arguments(arguments: Sequence[str]) -> Request:
             the wrong type, or is missing.
     """
     # 1. Parse the files and the flags together, files first, so that later flags replace them.
-    parser = _Parser()
+    parser = _run_parser()
     flags, files = _separate_config_files(list(arguments))
     from_files = [
         token for path in files for token in _to_flags(read_config_file(path), parser.names(), path)
     ]
     namespace, rest = parser.parse_known_args([*from_files, *flags])
-    unknown = [token for token in rest if token.startswith("-")]
-    if unknown:
-        raise ConfigError(
-            f"unknown option {unknown[0]}",
-            remedy=_suggest_name(unknown[0].partition("=")[0], parser.names(), is_flag=True),
-        )
+    parser.reject_unknown(rest)
     if len(rest) > 1:
         raise ConfigError(
             f"only one folder of packs can be trained on; these were specified: {', '.join(rest)}",
@@ -167,21 +162,31 @@ def read_arguments(arguments: Sequence[str]) -> Request:
 
 def full_help() -> str:
     """Return the text of `sfttrain run --help-all`."""
-    text: str = _Parser().format_help()
+    text: str = _run_parser().format_help()
     return text
 
 
-class _Parser(HfArgumentParser):  # type: ignore[misc]
+def _run_parser() -> SettingsParser:
+    usage = "sfttrain run DIR --model M --output_dir DIR [options]"
+    return SettingsParser(list(_KINDS.values()), "sfttrain run", usage)
+
+
+class SettingsParser(HfArgumentParser):  # type: ignore[misc]
     """An HfArgumentParser without abbreviations, with ConfigError for its errors.
 
     An abbreviation can change its meaning with each new option.
+
+    Args:
+        kinds: The dataclasses of the settings.
+        command: The command, for messages.
+        usage: Its usage.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: list[Any], command: str, usage: str) -> None:
         super().__init__(
-            list(_KINDS.values()),
-            prog="sfttrain run",
-            usage="sfttrain run DIR --model M --output_dir DIR [options]",
+            kinds,
+            prog=command,
+            usage=usage,
             allow_abbrev=False,
             # As in TRL, trust_remote_code is a field of the model's and of the run's settings.
             conflict_handler="resolve",
@@ -191,9 +196,17 @@ class _Parser(HfArgumentParser):  # type: ignore[misc]
         raise ConfigError(
             message,
             remedy=(
-                "see `sfttrain run --help` for the most important options, `--help-all` for all"
+                f"see `{self.prog} --help` for the most important options, `--help-all` for all"
             ),
         )
+
+    def reject_unknown(self, rest: Sequence[str]) -> None:
+        """Raise ConfigError for a flag among the arguments that were not parsed."""
+        for token in rest:
+            if token.startswith("-"):
+                name = token.partition("=")[0]
+                suggestion = _suggest_name(name, self.names(), is_flag=True, command=self.prog)
+                raise ConfigError(f"unknown option {token}", remedy=suggestion)
 
     def names(self) -> list[str]:
         """Return the names of the settings, without dashes."""
@@ -262,10 +275,12 @@ def _reject_trust(name: str, value: Any, path: str) -> None:
         )
 
 
-def _suggest_name(name: str, known_names: list[str], *, is_flag: bool = False) -> str:
+def _suggest_name(
+    name: str, known_names: list[str], *, is_flag: bool = False, command: str = "sfttrain run"
+) -> str:
     near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known_names, n=1)
     if not near:
-        return "`sfttrain run --help-all` lists every setting"
+        return f"`{command} --help-all` lists every setting"
     # In a file, settings have no dashes.
     return f"did you mean {setting(near[0]) if is_flag else near[0]}?"
 

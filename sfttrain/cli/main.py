@@ -7,12 +7,12 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sftprep.errors import FlagNames, SftprepError, escape_control
-from sfttrain.cli.help_text import PROGRAM, short_help
+from sfttrain.cli.help_text import PROGRAM, chat_help, short_help
 
 _HELP_FLAGS = {"-h", "--help", "--help-all"}
 
@@ -29,9 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     command, rest = (tokens[0], tokens[1:]) if tokens else ("", [])
-    if command == "run":
+    if command in _COMMANDS:
         rest, debug = _remove_debug_flag(rest)
-        return _print_help(rest) if _HELP_FLAGS & set(rest) else _run_reporting(rest, debug)
+        if _HELP_FLAGS & set(rest):
+            return _print_help(command, rest)
+        return _run_reporting(_COMMANDS[command], rest, debug)
     if command in ("", "--help", "-h"):
         print(PROGRAM, end="")
         return 0 if command else 2
@@ -40,11 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(sftprep.__version__)
         return 0
-    return _report(f"unknown command {command!r}", "use the command `sfttrain run`", 2)
+    return _report(f"unknown command {command!r}", "use `sfttrain run` or `sfttrain chat`", 2)
 
 
-def _print_help(arguments: list[str]) -> int:
-    if "--help-all" in arguments:
+def _print_help(command: str, arguments: list[str]) -> int:
+    if command == "chat":
+        print(chat_help())
+    elif "--help-all" in arguments:
         from sfttrain.cli.arguments import full_help
 
         print(full_help())
@@ -53,25 +57,26 @@ def _print_help(arguments: list[str]) -> int:
     return 0
 
 
-def _run_reporting(arguments: list[str], debug: bool) -> int:
-    """Run, and report each error with its remedy; with `debug`, errors propagate."""
+@dataclass(frozen=True)
+class _Command:
+    function: Callable[[list[str]], int]
+    after_interrupt: str
+    """The advice after Ctrl-C."""
+
+
+def _run_reporting(command: _Command, arguments: list[str], debug: bool) -> int:
+    """Run a command, and report each error with its remedy; with `debug`, errors propagate."""
     try:
         if not debug:
             _silence_libraries()
-        return _run(arguments)
+        return command.function(arguments)
     except SftprepError as error:
         if debug:
             raise
         shown = _show_flags(error)
         return _exit_rank(_report(shown.message, shown.remedy, shown.exit_code))
     except KeyboardInterrupt:
-        return _exit_rank(
-            _report(
-                "interrupted",
-                "resume with --resume_from_checkpoint latest, if a checkpoint was saved",
-                1,
-            )
-        )
+        return _exit_rank(_report("interrupted", command.after_interrupt, 1))
     except Exception as error:
         if debug:
             raise
@@ -100,6 +105,18 @@ def _run(arguments: list[str]) -> int:
     if request.training.process_index == 0:
         print(json.dumps(summary.as_dict()) if request.run.json else summary.text())
     return _exit_rank(0)  # here, while `prepared` still refers to the model and its tensors
+
+
+def _chat(arguments: list[str]) -> int:
+    from sfttrain.cli.chat import chat
+
+    return chat(arguments)
+
+
+_COMMANDS = {
+    "run": _Command(_run, "resume with --resume_from_checkpoint latest, if a checkpoint was saved"),
+    "chat": _Command(_chat, ""),
+}
 
 
 def _exit_rank(code: int) -> int:

@@ -326,7 +326,7 @@ class SFTConfig(DeprecatedSettings, TrainingArguments):  # type: ignore[misc]
         check_choices(self)
         reject_unsupported(self)
         self._join_run()
-        check_trackers(self.report_to)
+        check_trackers(list(self.report_to or ()))
         for name in ("model_init_kwargs", "dataset_kwargs"):
             if isinstance(getattr(self, name), str):
                 raise ConfigError(
