@@ -58,7 +58,7 @@ def load_trained_model(
             `base`.
 
     Raises:
-        InputNotFound: There is no model in the folder, or the base model does not exist.
+        InputNotFound: The folder has no model, or the base model does not exist.
         TokenizerError: No tokenizer was saved with the model.
         TemplateError: The tokenizer has no chat template, or the file cannot be read.
         MismatchError: The adapter does not fit its base model.
