@@ -161,9 +161,9 @@ def quantize(model: Any, tokenizer: Any, calibration: list[Sequence], settings: 
 
 
 def load_quantized(folder: str) -> Any:
-    """Load the result with the kernels of auto-round, which has some for CPUs too."""
+    """Load the result with the kernels of auto-round, which compute in float16, on CPUs too."""
     return AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=AutoRoundConfig(), dtype=torch.float32
+        folder, quantization_config=AutoRoundConfig()
     ).eval()
 
 

@@ -120,7 +120,7 @@ def test_the_result_is_in_gptq_format_and_has_nearly_the_same_loss(
     for name, module in merged.named_modules():
         if f"{name}.qweight" in tensors:
             difference = unpack(tensors, name) - module.weight.detach()
-            assert difference.norm() < 0.15 * module.weight.norm(), name
+            assert difference.norm() < 0.25 * module.weight.norm(), name
     assert sum(name.endswith(".qweight") for name in tensors) == 2 * 7
 
 
