@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import sftprep
 from sftprep.config import BuildConfig, check_local_path
 from sftprep.errors import ConfigError, InputNotFound, SftprepError, setting
 from sftprep.shards import is_finished_build

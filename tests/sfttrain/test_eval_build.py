@@ -89,3 +89,25 @@ def test_a_strategy_without_data_is_an_error(
 ) -> None:
     assert run(packs, model, tmp_path, "--eval_strategy", "steps", "--eval_data", "none") == 2
     assert "nothing to evaluate on" in capsys.readouterr().err
+
+
+def test_packs_that_are_planned_while_they_are_read_have_the_requested_length_in_both(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = tmp_path / "sequences"
+    sftprep.build(
+        str(EXAMPLES / "data" / "chats.jsonl"),
+        tokenizer=str(model),
+        output=str(build),
+        max_length=512,
+        limit=24,
+        eval_fraction=0.3,
+        workers=1,
+        layout="sequences",
+    )
+    assert run(build, model, tmp_path / "out", "--max_length", "2048") == 0
+    printed = capsys.readouterr()
+    held_out = len(sftprep.open_shards(build / "eval", max_length=2048))
+    assert held_out < len(sftprep.open_shards(build / "eval"))
+    assert f"{build / 'eval'}, {held_out} pack" in printed.err
+    assert json.loads(printed.out)["evaluation"]["eval_loss"] > 0
