@@ -42,6 +42,7 @@ def load_trained_model(
     *,
     device: torch.device,
     base: str | None = None,
+    base_revision: str | None = None,
     chat_template: str | None = None,
     trust_remote_code: bool = False,
 ) -> TrainedModel:
@@ -53,6 +54,7 @@ def load_trained_model(
         folder: The folder.
         device: The device for inference.
         base: The base model of an adapter; by default the one that the adapter names.
+        base_revision: Its branch, tag or commit on the Hub; by default that of the adapter.
         chat_template: A Jinja file to use instead of the template of the tokenizer.
         trust_remote_code: Whether code that comes with the model may run: with an adapter, that of
             `base`.
@@ -66,6 +68,8 @@ def load_trained_model(
     """
     path = Path(folder).expanduser()
     config, is_adapter = _find_model(path, base, trust_remote_code)
+    if base_revision is not None:
+        config = replace(config, model_revision=base_revision)
     tokenizer = _load_tokenizer(path, config if is_adapter else None)
     if chat_template is not None:
         tokenizer.chat_template = _read_template(chat_template)

@@ -43,6 +43,9 @@ class ChatConfig:
         default=None,
         metadata={"help": "Base model of an adapter; by default the one that it was trained on."},
     )
+    model_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the base model on the Hub."}
+    )
     system: str | None = field(
         default=None, metadata={"help": "System message of the conversation."}
     )
@@ -97,6 +100,7 @@ def chat(arguments: Sequence[str]) -> int:
         folder,
         device=torch.device("cpu") if device is None or config.use_cpu else device,
         base=config.model,
+        base_revision=config.model_revision,
         chat_template=config.chat_template,
         trust_remote_code=config.trust_remote_code,
     )

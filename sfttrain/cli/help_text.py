@@ -166,6 +166,7 @@ CHAT: tuple[tuple[str, str, str], ...] = (
     ("seed", "42", "seed of the sampling"),
     ("json", "False", "print each answer as a line of JSON"),
     ("model", "", "base model of an adapter; by default the one that it was trained on"),
+    ("model_revision", "", "branch, tag or commit of the base model on the Hub"),
     ("chat_template", "", "Jinja file to use instead of the saved template"),
     ("trust_remote_code", "False", "run code that comes with the model"),
     ("use_cpu", "False", "do not use a GPU"),

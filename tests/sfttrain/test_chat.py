@@ -196,6 +196,10 @@ def test_an_adapter_of_another_model_and_misplaced_settings_are_refused(
         load(model, base=str(tmp_path))
     with pytest.raises(ConfigError, match="which the adapter names"):
         load(adapter, trust_remote_code=True)
+    # The code of a model on the Hub needs a commit.
+    with pytest.raises(ConfigError, match="may change") as caught:
+        load(adapter, base="org/model", trust_remote_code=True)
+    assert "model_revision" in caught.value.remedy
 
 
 # ---- conversations ----
