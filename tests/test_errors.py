@@ -196,9 +196,12 @@ def test_every_setting_in_an_error_of_sftprep_exists():
 
 def test_every_setting_in_an_error_of_sfttrain_exists():
     from sfttrain.cli.arguments import RunConfig
+    from sfttrain.cli.chat import ChatConfig
     from sfttrain.trainer import SFTTrainer
 
-    known = names_of_fields(SFTConfig, ModelConfig, RunConfig) | names_of_arguments(SFTTrainer)
+    known = names_of_fields(SFTConfig, ModelConfig, RunConfig, ChatConfig) | names_of_arguments(
+        SFTTrainer
+    )
     known |= {"config", "debug"}  # flags of the command itself
     found = list(settings_in(Path(sfttrain.__file__).parent))
     assert [(where, name) for where, name in found if name not in known] == []

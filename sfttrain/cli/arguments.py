@@ -20,6 +20,10 @@ LORA_LEARNING_RATE = 2e-4
 """The learning rate for adapters, if none is specified."""
 
 
+NO_EVALUATION = "none"
+"""The value of eval_data for a run without an evaluation."""
+
+
 @dataclass
 class RunConfig:
     """The data of a run, and the form of its summary."""
@@ -34,7 +38,13 @@ class RunConfig:
         },
     )
     eval_data: str | None = field(
-        default=None, metadata={"help": "Folder of packs, or raw records, to evaluate on."}
+        default=None,
+        metadata={
+            "help": (
+                "Folder of packs, or raw records, to evaluate on; by default the evaluation build"
+                " in DIR/eval, if DIR is a build that has one; none: do not evaluate."
+            )
+        },
     )
     dataset_name: str | None = field(
         default=None,
@@ -109,18 +119,13 @@ def read_arguments(arguments: Sequence[str]) -> Request:
             the wrong type, or is missing.
     """
     # 1. Parse the files and the flags together, files first, so that later flags replace them.
-    parser = _Parser()
+    parser = _run_parser()
     flags, files = _separate_config_files(list(arguments))
     from_files = [
         token for path in files for token in _to_flags(read_config_file(path), parser.names(), path)
     ]
     namespace, rest = parser.parse_known_args([*from_files, *flags])
-    unknown = [token for token in rest if token.startswith("-")]
-    if unknown:
-        raise ConfigError(
-            f"unknown option {unknown[0]}",
-            remedy=_suggest_name(unknown[0].partition("=")[0], parser.names(), is_flag=True),
-        )
+    parser.reject_unknown(rest)
     if len(rest) > 1:
         raise ConfigError(
             f"only one folder of packs can be trained on; these were specified: {', '.join(rest)}",
@@ -144,6 +149,10 @@ def read_arguments(arguments: Sequence[str]) -> Request:
         name: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init})
         for name, kind in _KINDS.items()
     }
+    if parts["training"].eval_strategy == "no" and specified & _EVAL_STRATEGY:
+        # As in TRL, "no" leaves out the evaluation set that comes with the data. Where it is only
+        # the default, the run evaluates once, at the end.
+        parts["run"].eval_data = parts["run"].eval_data or NO_EVALUATION
     if parts["model"].attn_implementation and "attn" not in specified:
         parts["training"] = dataclasses.replace(
             parts["training"], attn=parts["model"].attn_implementation
@@ -153,21 +162,31 @@ def read_arguments(arguments: Sequence[str]) -> Request:
 
 def full_help() -> str:
     """Return the text of `sfttrain run --help-all`."""
-    text: str = _Parser().format_help()
+    text: str = _run_parser().format_help()
     return text
 
 
-class _Parser(HfArgumentParser):  # type: ignore[misc]
+def _run_parser() -> SettingsParser:
+    usage = "sfttrain run DIR --model M --output_dir DIR [options]"
+    return SettingsParser(list(_KINDS.values()), "sfttrain run", usage)
+
+
+class SettingsParser(HfArgumentParser):  # type: ignore[misc]
     """An HfArgumentParser without abbreviations, with ConfigError for its errors.
 
     An abbreviation can change its meaning with each new option.
+
+    Args:
+        kinds: The dataclasses of the settings.
+        command: The command, for messages.
+        usage: Its usage.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: list[Any], command: str, usage: str) -> None:
         super().__init__(
-            list(_KINDS.values()),
-            prog="sfttrain run",
-            usage="sfttrain run DIR --model M --output_dir DIR [options]",
+            kinds,
+            prog=command,
+            usage=usage,
             allow_abbrev=False,
             # As in TRL, trust_remote_code is a field of the model's and of the run's settings.
             conflict_handler="resolve",
@@ -177,9 +196,17 @@ class _Parser(HfArgumentParser):  # type: ignore[misc]
         raise ConfigError(
             message,
             remedy=(
-                "see `sfttrain run --help` for the most important options, `--help-all` for all"
+                f"see `{self.prog} --help` for the most important options, `--help-all` for all"
             ),
         )
+
+    def reject_unknown(self, rest: Sequence[str]) -> None:
+        """Raise ConfigError for a flag among the arguments that were not parsed."""
+        for token in rest:
+            if token.startswith("-"):
+                name = token.partition("=")[0]
+                suggestion = _suggest_name(name, self.names(), is_flag=True, command=self.prog)
+                raise ConfigError(f"unknown option {token}", remedy=suggestion)
 
     def names(self) -> list[str]:
         """Return the names of the settings, without dashes."""
@@ -191,6 +218,7 @@ class _Parser(HfArgumentParser):  # type: ignore[misc]
         ]
 
 
+_EVAL_STRATEGY = {"eval_strategy", "evaluation_strategy"}
 _KINDS: dict[str, Any] = {"run": RunConfig, "training": SFTConfig, "model": ModelConfig}
 
 
@@ -247,10 +275,12 @@ def _reject_trust(name: str, value: Any, path: str) -> None:
         )
 
 
-def _suggest_name(name: str, known_names: list[str], *, is_flag: bool = False) -> str:
+def _suggest_name(
+    name: str, known_names: list[str], *, is_flag: bool = False, command: str = "sfttrain run"
+) -> str:
     near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known_names, n=1)
     if not near:
-        return "`sfttrain run --help-all` lists every setting"
+        return f"`{command} --help-all` lists every setting"
     # In a file, settings have no dashes.
     return f"did you mean {setting(near[0]) if is_flag else near[0]}?"
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import sftprep
 from sftprep.config import BuildConfig, check_local_path
 from sftprep.errors import ConfigError, InputNotFound, SftprepError, setting
 from sftprep.shards import is_finished_build
@@ -50,6 +51,21 @@ def load_run_datasets(
     if not evaluating or run.eval_data is not None:
         return train, None
     return train, _select_split(splits, run.dataset_test_split, "dataset_test_split", name)
+
+
+def open_eval_build(train: Any, max_length: int | None = None) -> sftprep.Shards | None:
+    """Open the evaluation build of the training data; None if it has none.
+
+    Args:
+        train: The training data.
+        max_length: As for `open_data`.
+
+    Raises:
+        ManifestError: The evaluation build that the manifest names does not exist.
+    """
+    if not isinstance(train, sftprep.Shards) or not train.manifest.eval:
+        return None
+    return open_build(str(train.root / str(train.manifest.eval["folder"])), max_length)
 
 
 def open_data(path: str, max_length: int | None = None) -> Any:

@@ -6,6 +6,8 @@ every line with them.
 
 from __future__ import annotations
 
+_EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage or invalid input, 3 environment."
+
 USAGE = "sfttrain run DIR --model NAME_OR_DIR --output_dir DIR [options]"
 
 OURS: tuple[tuple[str, str, str], ...] = (
@@ -14,7 +16,11 @@ OURS: tuple[tuple[str, str, str], ...] = (
         "",
         "DIR: folder of packs that `sftprep build` wrote, or a file or folder of raw records",
     ),
-    ("eval_data", "", "the same, for evaluation"),
+    (
+        "eval_data",
+        "",
+        "the same, for evaluation; by default DIR/eval, if the build has it; none: no evaluation",
+    ),
     (
         "dataset_name",
         "",
@@ -138,7 +144,7 @@ TRAINING: tuple[tuple[str, str, str], ...] = (
     ("bf16", "", "mixed precision in bfloat16; by default on if a CUDA device supports it"),
     ("gradient_checkpointing", "", "recompute activations to save memory; by default on for GPUs"),
     ("logging_steps", "10", "steps between log lines"),
-    ("eval_strategy", "no", "when to evaluate: no, steps, epoch"),
+    ("eval_strategy", "no", "when to evaluate, besides at the end: no, steps, epoch"),
     ("save_strategy", "steps", "when to save: no, steps, epoch"),
     ("save_steps", "500", "steps between checkpoints"),
     ("save_total_limit", "", "number of checkpoints to keep"),
@@ -148,12 +154,47 @@ TRAINING: tuple[tuple[str, str, str], ...] = (
 )
 """The most important settings of transformers' TrainingArguments."""
 
-PROGRAM = """usage: sfttrain run DIR --model NAME_OR_DIR --output_dir DIR [options]
+CHAT: tuple[tuple[str, str, str], ...] = (
+    ("system", "", "system message of the conversation"),
+    ("prompt", "", "answer this message, and end; - reads it from stdin"),
+    ("max_new_tokens", "512", "maximum tokens of an answer"),
+    (
+        "temperature",
+        "",
+        "0: the most probable tokens; higher: more varied; by default the model's own settings",
+    ),
+    ("seed", "42", "seed of the sampling"),
+    ("json", "False", "print each answer as a line of JSON"),
+    ("model", "", "base model of an adapter; by default the one that it was trained on"),
+    ("model_revision", "", "branch, tag or commit of the base model on the Hub"),
+    ("chat_template", "", "Jinja file to use instead of the saved template"),
+    ("trust_remote_code", "False", "run code that comes with the model"),
+    ("use_cpu", "False", "do not use a GPU"),
+    ("debug", "", "show the traceback of an error"),
+)
+"""(setting, default, help) of `sfttrain chat`, as in OURS."""
 
-Fine-tunes a causal language model on packs that `sftprep build` wrote.
+CHAT_HELP = """usage: sfttrain chat DIR [options]
+
+Talks to the model or adapter in DIR, the output folder of a run or one of its checkpoints, with the
+tokenizer and the chat template that were saved with it. An adapter loads its base model.
+
+  sfttrain chat out                                 a conversation on the terminal
+  sfttrain chat out --prompt "What is an Arrow file?" --temperature 0      a single answer
+  sfttrain chat out --json < questions.txt          one line is one message of a conversation
+
+On the terminal and in a file: /reset starts a new conversation, /exit ends. Ctrl-C ends an answer.
+"""
+
+PROGRAM = """usage: sfttrain run DIR --model NAME_OR_DIR --output_dir DIR [options]
+       sfttrain chat DIR [options]
+       sfttrain env [options]
+
+run fine-tunes a causal language model on packs that `sftprep build` wrote, and chat talks to it.
 
   sfttrain run --help       the most important options
   sfttrain run --help-all   all options
+  sfttrain chat --help      all options of chat
   sfttrain env              versions, devices, and the attention that would be chosen
 """
 
@@ -173,17 +214,20 @@ def short_help() -> str:
         "Fine-tunes a causal language model on packs that `sftprep build` wrote.",
     ]
     for title, options in sections:
-        lines += ["", f"{title}:"]
-        for name, default, text in options:
-            shown = {"data": "DIR", "model_name_or_path": "--model"}.get(name, f"--{name}")
-            # "DIR: ..." already starts with the name in the left column.
-            description = text.removeprefix(f"{shown}: ")
-            lines.append(f"  {shown:<31} {description}" + (f" [{default}]" if default else ""))
-    lines += [
-        "",
-        (
-            "`sfttrain run --help-all` lists every option. Exit codes: 0 done, 1 failed, 2 usage or"
-            " invalid input, 3 environment."
-        ),
-    ]
-    return "\n".join(lines)
+        lines += ["", f"{title}:", *_option_lines(options)]
+    return "\n".join([*lines, "", f"`sfttrain run --help-all` lists every option. {_EXIT_CODES}"])
+
+
+def chat_help() -> str:
+    """Return the text of `sfttrain chat --help`."""
+    return "\n".join([CHAT_HELP, "options:", *_option_lines(CHAT), "", _EXIT_CODES])
+
+
+def _option_lines(options: tuple[tuple[str, str, str], ...]) -> list[str]:
+    lines = []
+    for name, default, text in options:
+        shown = {"data": "DIR", "model_name_or_path": "--model"}.get(name, f"--{name}")
+        # "DIR: ..." already starts with the name in the left column.
+        description = text.removeprefix(f"{shown}: ")
+        lines.append(f"  {shown:<31} {description}" + (f" [{default}]" if default else ""))
+    return lines

@@ -8,12 +8,12 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sftprep.errors import FlagNames, MissingDependency, SftprepError, escape_control
 from sfttrain.cli.dependencies import check_dependencies
-from sfttrain.cli.help_text import ENV_USAGE, PROGRAM, short_help
+from sfttrain.cli.help_text import ENV_USAGE, PROGRAM, chat_help, short_help
 
 _HELP_FLAGS = {"-h", "--help", "--help-all"}
 
@@ -30,11 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     command, rest = (tokens[0], tokens[1:]) if tokens else ("", [])
-    if command == "run":
-        return _dispatch_run(rest)
-    if command == "env":
+    if command in _COMMANDS:
         rest, debug = _remove_debug_flag(rest)
-        return _show_environment(rest, debug)
+        return _dispatch(command, rest, debug)
     if command in ("", "--help", "-h"):
         print(PROGRAM, end="")
         return 0 if command else 2
@@ -43,63 +41,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(sftprep.__version__)
         return 0
-    return _report(f"unknown command {command!r}", "use one of the commands run and env", 2)
+    return _report(f"unknown command {command!r}", f"use one of: {', '.join(_COMMANDS)}", 2)
 
 
-def _dispatch_run(arguments: list[str]) -> int:
-    """Print the help of `sfttrain run`, or run."""
-    rest, debug = _remove_debug_flag(arguments)
-    has_help = bool(_HELP_FLAGS & set(rest))
-    if has_help and "--help-all" not in rest:
-        print(short_help())
+@dataclass(frozen=True)
+class _Command:
+    """A command of the program.
+
+    Attributes:
+        function: Runs the command with its arguments, and returns the exit code.
+        help: Returns its help, without the packages that training needs.
+        after_interrupt: The advice after Ctrl-C.
+        trains: Whether it needs these packages.
+    """
+
+    function: Callable[[list[str]], int]
+    help: Callable[[], str]
+    after_interrupt: str = ""
+    trains: bool = True
+
+
+def _dispatch(name: str, arguments: list[str], debug: bool) -> int:
+    """Print the help of a command, or run it."""
+    command = _COMMANDS[name]
+    has_help = bool(_HELP_FLAGS & set(arguments))
+    if has_help and "--help-all" not in arguments:
+        print(command.help())
         return 0
     try:
-        check_dependencies("sfttrain run")
+        if command.trains:
+            check_dependencies(f"sfttrain {name}")
     except MissingDependency as error:
         return _report(error.message, error.remedy, error.exit_code)
     if not has_help:
-        return _run_reporting(rest, debug)
+        return _run_reporting(command, arguments, debug)
     from sfttrain.cli.arguments import full_help
 
-    print(full_help())
+    print(full_help() if name == "run" else command.help())
     return 0
 
 
-def _show_environment(arguments: list[str], debug: bool) -> int:
-    """Run `sfttrain env`."""
-    if _HELP_FLAGS & set(arguments):
-        print(ENV_USAGE, end="")
-        return 0
-
-    def show(arguments: list[str]) -> int:
-        from sfttrain.cli.environment import show_environment
-
-        return show_environment(arguments)
-
-    return _run_reporting(arguments, debug, show)
-
-
-def _run_reporting(
-    arguments: list[str], debug: bool, run: Callable[[list[str]], int] | None = None
-) -> int:
-    """Run, and report each error with its remedy; with `debug`, errors propagate."""
+def _run_reporting(command: _Command, arguments: list[str], debug: bool) -> int:
+    """Run a command, and report each error with its remedy; with `debug`, errors propagate."""
     try:
         if not debug:
             _silence_libraries()
-        return (run or _run)(arguments)
+        return command.function(arguments)
     except SftprepError as error:
         if debug:
             raise
         shown = _show_flags(error)
         return _exit_rank(_report(shown.message, shown.remedy, shown.exit_code))
     except KeyboardInterrupt:
-        return _exit_rank(
-            _report(
-                "interrupted",
-                "resume with --resume_from_checkpoint latest, if a checkpoint was saved",
-                1,
-            )
-        )
+        return _exit_rank(_report("interrupted", command.after_interrupt, 1))
     except Exception as error:
         if debug:
             raise
@@ -128,6 +122,29 @@ def _run(arguments: list[str]) -> int:
     if request.training.process_index == 0:
         print(json.dumps(summary.as_dict()) if request.run.json else summary.text())
     return _exit_rank(0)  # here, while `prepared` still refers to the model and its tensors
+
+
+def _chat(arguments: list[str]) -> int:
+    from sfttrain.cli.chat import chat
+
+    return chat(arguments)
+
+
+def _show_environment(arguments: list[str]) -> int:
+    from sfttrain.cli.environment import show_environment
+
+    return show_environment(arguments)
+
+
+_COMMANDS = {
+    "run": _Command(
+        _run,
+        short_help,
+        "resume with --resume_from_checkpoint latest, if a checkpoint was saved",
+    ),
+    "chat": _Command(_chat, chat_help),
+    "env": _Command(_show_environment, ENV_USAGE.rstrip, trains=False),
+}
 
 
 def _exit_rank(code: int) -> int:

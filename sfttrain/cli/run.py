@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
-from sftprep.errors import ConfigError, setting
+from sftprep.errors import ConfigError, FlagNames, format_count, render_settings, setting
 from sfttrain.checkpoints.output_folders import (
     MERGED_NAME,
     reject_to_replace,
@@ -26,9 +25,15 @@ from sfttrain.checkpoints.output_folders import (
 )
 from sfttrain.checkpoints.seal import Needs
 from sfttrain.checkpoints.select import find_checkpoint, is_resume_requested
-from sfttrain.cli.arguments import Request
+from sfttrain.cli.arguments import NO_EVALUATION, Request
 from sfttrain.cli.console import Console
-from sfttrain.cli.datasets import load_run_datasets, open_data, open_run_stream
+from sfttrain.cli.datasets import (
+    load_run_datasets,
+    open_data,
+    open_eval_build,
+    open_run_stream,
+)
+from sfttrain.cli.summary import RunSummary
 from sfttrain.config.model_config import ModelConfig
 from sfttrain.config.sft_config import SFTConfig
 from sfttrain.data.streaming import is_stream
@@ -46,80 +51,6 @@ from sfttrain.models.remote_code import check_code_is_pinned, code_that_runs
 from sfttrain.models.unwrap import unwrap_peft
 from sfttrain.trainer import SFTTrainer
 from sfttrain.trainer_setup import init_options
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """The result of a run, with the names in the output of `--json`."""
-
-    steps: int
-    """The optimizer steps of this run, without those before a resume."""
-    first_loss: float | None
-    """The first logged loss, including those before a resume; None if nothing was logged. A logged
-    loss is the mean over the trained tokens since the log entry before."""
-    last_loss: float | None
-    """The last logged loss, likewise."""
-    trained_tokens: int
-    """The targets seen, including those before a resume."""
-    seconds: float
-    """The duration of the training."""
-    tokens_per_second: float
-    """The trained tokens per second of this run."""
-    trained_parameters: int
-    """The number of parameters that were trained."""
-    parameters: int
-    """The number of all parameters."""
-    attention: str
-    """The attention implementation."""
-    unpacked: bool
-    """Whether rows were unpacked into padded batches."""
-    loss_impl: str
-    """"fused" or "logits"."""
-    kind: str
-    """"adapter" or "model"."""
-    output_dir: str
-    """The output folder."""
-    resumed_from: str | None
-    """The folder of the checkpoint from which the run resumed."""
-    evaluation: dict[str, float]
-    """The metrics of the final evaluation; empty without one."""
-    warnings: tuple[str, ...]
-    """The warnings about allowed mismatches and executed code."""
-    merged: str | None = None
-    """The folder of the model with the adapter merged into it (`merge`)."""
-    rejected: int = 0
-    """The records of a stream that this process quarantined in the last pass."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the summary as a JSON object."""
-        return dataclasses.asdict(self)
-
-    def text(self) -> str:
-        """Return the summary as lines for people."""
-        losses = (
-            ""
-            if self.first_loss is None or self.last_loss is None
-            else f", loss {self.first_loss:.4f} → {self.last_loss:.4f}"
-        )
-        lines = [
-            f"{self.steps} steps in {self.seconds:.0f} s{losses}",
-            f"{self.trained_tokens:,} trained tokens, {self.tokens_per_second:,.0f} a second",
-            (
-                f"the {self.kind} is in {self.output_dir} ({self.trained_parameters:,} of"
-                f" {self.parameters:,} parameters trained)"
-            ),
-        ]
-        if self.rejected:
-            lines.append(f"quarantined records of the stream: {self.rejected:,}")
-        if self.merged:
-            lines.append(f"the model with the adapter merged into it is in {self.merged}")
-        if "eval_loss" in self.evaluation:
-            lines.insert(
-                1,
-                f"evaluation: loss {self.evaluation['eval_loss']:.4f}, perplexity"
-                f" {self.evaluation['eval_perplexity']:.2f}",
-            )
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -145,6 +76,8 @@ class _RunData:
     evaluation: Any | None
     tokenizer: Any | None
     """The tokenizer of a stream; None for other data."""
+    notice: str = ""
+    """The line about an evaluation that the user did not request."""
 
     @property
     def is_build(self) -> bool:
@@ -184,7 +117,7 @@ def prepare(request: Request) -> PreparedRun:
     trainer.code = code_that_runs(model_config)
     if trainer.code:
         warnings.append(f"code of {trainer.code} is run (trust_remote_code)")
-    _add_console(trainer, warnings)
+    _add_console(trainer, warnings, data.notice)
     kind = "adapter" if peft_config is not None else "model"
     merge_into = model_config if model_config.merge else None
     return PreparedRun(trainer, kind, resume, tuple(warnings), merge_into)
@@ -215,17 +148,20 @@ def _open_run_data(request: Request) -> _RunData:
     """Open the data for training and evaluation."""
     run, training = request.run, request.training
     is_evaluating = training.eval_strategy != "no"
+    length = training.requested_length
     train: Any
     tokenizer: Any = None
     test_split: Any = None
     if run.stream:
         train, tokenizer = open_run_stream(run, training, request.model)
     else:
-        length = training.requested_length
         train, test_split = load_run_datasets(run, evaluating=is_evaluating, max_length=length)
     evaluation = test_split
-    if run.eval_data:
-        evaluation = open_data(run.eval_data, training.requested_length)
+    if run.eval_data is not None:
+        evaluation = None if run.eval_data == NO_EVALUATION else open_data(run.eval_data, length)
+    notice = ""
+    if run.eval_data is None and (held_out := open_eval_build(train, length)) is not None:
+        evaluation, notice = held_out, _describe_evaluation(held_out, during=is_evaluating)
     if is_evaluating and evaluation is None:
         raise ConfigError(
             "there is nothing to evaluate on",
@@ -234,7 +170,15 @@ def _open_run_data(request: Request) -> _RunData:
                 f"use {setting('eval_strategy', 'no')}",
             ],
         )
-    return _RunData(train, evaluation, tokenizer)
+    return _RunData(train, evaluation, tokenizer, notice)
+
+
+def _describe_evaluation(shards: Any, *, during: bool) -> str:
+    """Return the line about an evaluation that the user did not request."""
+    text = f"evaluation: {shards.root}, {format_count(len(shards), 'pack')}, "
+    strategy = setting("eval_strategy", "steps")
+    when = "during training and at the end" if during else f"at the end ({strategy}: more often)"
+    return render_settings(f"{text}{when}; {setting('eval_data', 'none')}: none", FlagNames("_"))
 
 
 def _find_requested_checkpoint(request: Request) -> str | bool | None:
@@ -352,7 +296,7 @@ def _merge(trainer: SFTTrainer, base: ModelConfig) -> str:
     return output
 
 
-def _add_console(trainer: SFTTrainer, warnings: Sequence[str]) -> None:
+def _add_console(trainer: SFTTrainer, warnings: Sequence[str], notice: str) -> None:
     """Replace Trainer's own output to stdout by Console.
 
     stdout is reserved for the summary.
@@ -375,6 +319,8 @@ def _add_console(trainer: SFTTrainer, warnings: Sequence[str]) -> None:
             f" {_describe_size(trainer.train_dataset)}"
         ),
     ]
+    if notice:
+        lines.append(notice)
     if trainer.args.device.type == "cpu" and not trainer.args.bf16 and cpu_has_bfloat16():
         lines.append("this CPU supports bfloat16: bf16 trains faster, in mixed precision")
     trainer.add_callback(Console(lines))

@@ -23,6 +23,7 @@ from sfttrain.config.launchers import (
     report_wait,
     unmet_launch,
 )
+from sfttrain.config.trackers import check_trackers
 from sfttrain.config.unsupported import check_choices, check_numbers, reject_unsupported, reject_url
 
 LossImpl = Literal["auto", "logits", "fused"]
@@ -325,6 +326,7 @@ class SFTConfig(DeprecatedSettings, TrainingArguments):  # type: ignore[misc]
         check_choices(self)
         reject_unsupported(self)
         self._join_run()
+        check_trackers(list(self.report_to or ()))
         for name in ("model_init_kwargs", "dataset_kwargs"):
             if isinstance(getattr(self, name), str):
                 raise ConfigError(

@@ -266,7 +266,7 @@ def tokenizer_for(
         The tokenizer, and the fingerprint of the model's own; None where there is none.
     """
     expected = str(manifest.tokenizer.get("fingerprint", ""))
-    model_tokenizer = _load_tokenizer(
+    model_tokenizer = find_tokenizer(
         str(config.model_name_or_path),
         revision=config.model_revision,
         trust_remote_code=config.trust_remote_code,
@@ -277,7 +277,7 @@ def tokenizer_for(
     # The tokenizer of the shards is used if the model has none, or if the two differ and this is
     # allowed or cannot be excluded.
     if model_tokenizer is None or (differs and (fingerprint is None or "tokenizer" in allowed)):
-        tokenizer = _load_tokenizer(str(manifest.tokenizer.get("name") or "")) or model_tokenizer
+        tokenizer = find_tokenizer(str(manifest.tokenizer.get("name") or "")) or model_tokenizer
     if tokenizer is not None:
         # Inference must render prompts and detect the end of an answer as the training did.
         # Of several templates, the manifest has the one named default.
@@ -333,7 +333,7 @@ def _dtype(config: ModelConfig, device: torch.device) -> Any:
     return "auto" if config.use_peft and device.type != "cpu" else torch.float32
 
 
-def _load_tokenizer(
+def find_tokenizer(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> Any | None:
     """Load a tokenizer; return None for a missing one, or if it needs code.

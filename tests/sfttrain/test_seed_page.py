@@ -18,7 +18,9 @@ SCRIPTS = ROOT / "examples" / "seed_page"
 NAMES = sorted(path.stem for path in SCRIPTS.glob("*.py") if path.stem != "make_models")
 
 # Scripts that need the output of another script, and scripts that need an optional package.
-AFTER = {"continue_adapter": "lora"}
+AFTER = {"continue_adapter": "lora", "gptq": "lora"}
+# Scripts that are not a snippet of the page.
+OWN = ("vlm_collator", "gptq")
 NEEDS = {"lora_8bit": "bitsandbytes", "vlm_collator": "PIL"}
 
 
@@ -53,6 +55,7 @@ def test_the_script_runs(
     if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
         pytest.skip(f"{NEEDS[name]} is not installed")
     monkeypatch.chdir(workplace)
+    monkeypatch.setattr(sys, "argv", [name])
     if (
         name in AFTER
         and not (workplace / "demo" / "Qwen2.5-0.5B-SFT" / "adapter_config.json").exists()
@@ -64,6 +67,7 @@ def test_the_script_runs(
         "liger": "needs a GPU",
         "unsloth_model": "not installed",
         "flash_attention": "refused, as it should be",
+        "gptq": "loss of" if importlib.util.find_spec("auto_round") else "not installed",
     }
     assert (
         "train_loss" in printed
@@ -103,7 +107,7 @@ def test_a_script_runs_under_accelerate_launch(workplace: Path) -> None:
     assert "rank 0 of 1: losses [" in done.stdout
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("vlm_collator",)])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in OWN])
 def test_only_the_import_differs_from_a_script_of_trl(name: str) -> None:
     """A script imports only names that TRL has too, so a script of TRL needs no other change."""
     text = (SCRIPTS / f"{name}.py").read_text(encoding="utf-8")
