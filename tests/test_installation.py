@@ -101,13 +101,19 @@ def test_all_modules_can_be_imported_without_modules_of_unix(run_without):
 
 
 def test_training_without_its_packages_names_the_pip_command(run_without):
-    code = "import sys; from sfttrain.cli.main import main; sys.exit(main(['run', *sys.argv[1:]]))"
-    for arguments, hidden in ((["D"], ["torch"]), (["--help-all"], PACKAGES), ([], ["peft"])):
+    code = "import sys; from sfttrain.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    for hidden, *arguments in (
+        (["torch"], "run", "D"),
+        (["peft"], "run"),
+        (PACKAGES, "run", "--help-all"),
+        (PACKAGES, "chat", "D"),
+        (PACKAGES, "env"),
+    ):
         done = run_without(hidden, code, *arguments)
         assert done.returncode == 2
-        message = f"error: sfttrain run needs the package {hidden[0]}\n"
+        message = f"error: sfttrain {arguments[0]} needs the package {hidden[0]}\n"
         assert done.stderr == message + '  → pip install "sftprep[train]"\n'
-    assert run_without(PACKAGES, code, "--help").returncode == 0
+    assert run_without(PACKAGES, code, "run", "--help").returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -52,13 +52,11 @@ class _Command:
         function: Runs the command with its arguments, and returns the exit code.
         help: Returns its help, without the packages that training needs.
         after_interrupt: The advice after Ctrl-C.
-        trains: Whether it needs these packages.
     """
 
     function: Callable[[list[str]], int]
     help: Callable[[], str]
     after_interrupt: str = ""
-    trains: bool = True
 
 
 def _dispatch(name: str, arguments: list[str], debug: bool) -> int:
@@ -69,8 +67,7 @@ def _dispatch(name: str, arguments: list[str], debug: bool) -> int:
         print(command.help())
         return 0
     try:
-        if command.trains:
-            check_dependencies(f"sfttrain {name}")
+        check_dependencies(f"sfttrain {name}")
     except MissingDependency as error:
         return _report(error.message, error.remedy, error.exit_code)
     if not has_help:
@@ -143,7 +140,7 @@ _COMMANDS = {
         "resume with --resume_from_checkpoint latest, if a checkpoint was saved",
     ),
     "chat": _Command(_chat, chat_help),
-    "env": _Command(_show_environment, ENV_USAGE.rstrip, trains=False),
+    "env": _Command(_show_environment, ENV_USAGE.rstrip),
 }
 
 
