@@ -191,8 +191,9 @@ def _answer(session: ChatSession, message: str, config: ChatConfig) -> Answer:
         return answer
     answer = session.ask(message, _write_visibly if sys.stdout.isatty() else _write)
     print(flush=True)
-    if answer.end != "end":  # on stderr, because stdout has the answers only
-        print(f"[{_ENDINGS[answer.end]}]", file=sys.stderr)
+    note = _ENDINGS.get(answer.end) or ("" if answer.answer else "the model ended its turn at once")
+    if note:  # on stderr, because stdout has the answers only
+        print(f"[{note}]", file=sys.stderr)
     return answer
 
 
