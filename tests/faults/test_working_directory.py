@@ -105,6 +105,7 @@ def test_a_submodule_as_a_command_executes_nothing_from_the_working_directory(co
     assert os.listdir(marks) == [], done.stderr
 
 
+@pytest.mark.slow
 def test_a_training_run_executes_nothing_from_the_working_directory(tokenizer_dir, tmp_path):
     folder, marks, model = tmp_path / "downloaded", tmp_path / "marks", tmp_path / "model"
     tiny_model("llama", vocab_size=700, max_position_embeddings=1024).save_pretrained(model)

@@ -40,11 +40,12 @@ def package_without_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "sftprep").mkdir()
     for name in ("__init__.py", "errors.py", "message_text.py", "version.py"):
         shutil.copy(PACKAGE / name, root / "sftprep" / name)
-    shutil.copytree(
-        PACKAGE / "packing",
-        root / "sftprep" / "packing",
-        ignore=shutil.ignore_patterns("__pycache__"),
-    )
+    for name in ("core", "packing"):
+        shutil.copytree(
+            PACKAGE / name,
+            root / "sftprep" / name,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
     (root / "sftprep" / "packing" / "__pycache__").write_text(
         "a file where the folder would be: not even root can write there"
     )

@@ -226,7 +226,7 @@ def test_the_cache_of_receipts_has_a_size_limit(
     from sftprep.pipeline.groups import receipt_cache
 
     monkeypatch.setenv("SFTPREP_CACHE", str(tmp_path / "cache"))  # not that of other tests
-    monkeypatch.setattr(receipt_cache, "_CACHE_BYTES", 8000)
+    monkeypatch.setattr(receipt_cache, "RECEIPTS_BYTES", 8000)
     for number in range(5):
         run(write(tmp_path / f"{number}.jsonl", texts_of(300, number)), f"o{number}")
         sizes = [file.stat().st_size for file in (cache_dir() / "receipts").iterdir()]

@@ -340,6 +340,7 @@ def test_control_characters_are_visible_on_a_terminal(capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == "a\\x1b]0;title\\x07\tb\n👩\u200d🚀"
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_a_terminal_ends_the_answer_and_not_the_program(model: Path) -> None:
     controller, terminal = pty.openpty()
     code = "import sys; from sfttrain.cli.main import main; sys.exit(main(sys.argv[1:]))"

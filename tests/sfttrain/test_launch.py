@@ -240,7 +240,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, capsys: Any)
     first = trainer_for(tmp_path)
     with first.output_held():
         done = run_python("-c", code, str(tmp_path))
-    assert f"OutputBusy another run (process {os.getpid()} on" in done.stdout, done.stderr
+    assert f"OutputBusy another run (process {os.getpid()} of" in done.stdout, done.stderr
     with first.output_held(), pytest.raises(OutputBusy):
         trainer_for(tmp_path).train()
     # One after the other may.

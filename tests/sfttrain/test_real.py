@@ -50,6 +50,7 @@ def build(folder: Path, tokenizer: Path) -> Path:
     return folder / "packs"
 
 
+@pytest.mark.slow
 @needs_shared
 def test_a_real_model_learns_real_chats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer

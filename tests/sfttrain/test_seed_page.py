@@ -76,6 +76,7 @@ def test_the_script_runs(
     )
 
 
+@pytest.mark.slow
 def test_a_script_runs_under_accelerate_launch(workplace: Path) -> None:
     environment = {
         **os.environ,

@@ -156,6 +156,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["all", "one lane"])
 def test_large_records_do_not_fill_the_memory(kind, tokenizer_dir):
     """A window of 64 in each of 16 lanes is 500 MB of these records, and 192 MB in one lane."""

@@ -68,7 +68,8 @@ class Cutting(HubHandler):
         super()._send(status, data, headers, body=body)
 
 
-@pytest.mark.parametrize("lanes", [4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("lanes", [4, 8])
 def test_a_stream_of_the_hub(lanes, tokenizer_dir, tmp_path):
     records = rows("text", 400)
     files = {

@@ -42,6 +42,7 @@ def record_of(size: int, number: int) -> bytes:
     return json.dumps({"text": text}).encode() + b"\n"
 
 
+@pytest.mark.slow
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
