@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 
 from sftprep.errors import TokenizerError
-from sftprep.tokenize.encoders.base import first_mismatch, flat_tokens
+from sftprep.tokenize.encoders.base import first_mismatch
 from sftprep.tokenize.encoders.gigatoken import GigatokenEncoder
 from sftprep.tokenize.encoders.load import load_encoder
 from sftprep.tokenize.encoders.unicode_safe import (
@@ -99,13 +99,11 @@ def test_every_safe_character_has_the_same_class_in_both_libraries(encoder: str,
 
 
 @needs_shared
-def test_the_table_is_needed() -> None:
-    """Without the table, gigatoken gives other ids."""
+def test_texts_on_which_unicode_tables_differ_are_left_to_the_reference() -> None:
+    """Without the check, some builds of gigatoken give other ids for these texts."""
     for name, text in (("qwen3", "\U0001e135\U00011235"), ("deepseek-v4", "a \U0001faea")):
         fast = real_fast("gigatoken", name)
         assert isinstance(fast, GigatokenEncoder)
-        raw = flat_tokens([fast._backend.encode(text)])
-        assert first_mismatch([text], real_reference(name).encode([text]), raw) is not None
         assert texts_to_check(["a", text], [b"a", text.encode()]) == [1]
         assert not is_safe(text)
         expected = real_reference(name).encode([text])
