@@ -6,28 +6,17 @@ import sys
 from contextlib import redirect_stdout
 from typing import Annotated
 
-from cyclopts import Group, Parameter
-
 from sftprep.cli.app import app
+from sftprep.cli.build_settings import flags, to_build_config
 from sftprep.cli.console import ProgressBar, print_json
-from sftprep.config.aliases import replace_aliases
 from sftprep.config.build import (
-    BuildConfig,
     EvalConfig,
     FormatConfig,
     OutputConfig,
     PackConfig,
     ReadConfig,
-    SourceConfig,
     TokenizeConfig,
-    read_config_file,
 )
-
-
-def _settings(title: str, position: int) -> Parameter:
-    """Return the parameter for a dataclass of flags with its own help section."""
-    return Parameter(name="*", group=Group(title, sort_key=position))
-
 
 _BUILD_HELP = """\
 Tokenize, mask and pack records into shards.
@@ -75,12 +64,12 @@ Names of other programs are accepted too, such as --assistant_only_loss, --max_s
 @app.command(help=_BUILD_HELP)
 def build(
     *inputs: str,
-    read: Annotated[ReadConfig | None, _settings("Input", 1)] = None,
-    format: Annotated[FormatConfig | None, _settings("Records and trained tokens", 2)] = None,
-    tokenize: Annotated[TokenizeConfig | None, _settings("Tokenizer and template", 3)] = None,
-    pack: Annotated[PackConfig | None, _settings("Packing", 4)] = None,
-    evaluation: Annotated[EvalConfig | None, _settings("Evaluation records", 5)] = None,
-    output: Annotated[OutputConfig | None, _settings("Output and execution", 6)] = None,
+    read: Annotated[ReadConfig | None, flags("Input", 1)] = None,
+    format: Annotated[FormatConfig | None, flags("Records and trained tokens", 2)] = None,
+    tokenize: Annotated[TokenizeConfig | None, flags("Tokenizer and template", 3)] = None,
+    pack: Annotated[PackConfig | None, flags("Packing", 4)] = None,
+    evaluation: Annotated[EvalConfig | None, flags("Evaluation records", 5)] = None,
+    output: Annotated[OutputConfig | None, flags("Output and execution", 6)] = None,
     config: str | None = None,
     json: bool = False,
     debug: bool = False,
@@ -105,16 +94,7 @@ def build(
     from sftprep.report.part_summary import part_data, part_lines
     from sftprep.report.summary import summary_data, summary_lines
 
-    from_file = replace_aliases(read_config_file(config)) if config else {}
-    settings = BuildConfig(
-        source=SourceConfig(inputs or from_file.get("inputs", ()), from_file.get("sources", ())),
-        read=read or ReadConfig(),
-        evaluation=evaluation or EvalConfig(),
-        format=format or FormatConfig(),
-        tokenize=tokenize or TokenizeConfig(),
-        pack=pack or PackConfig(),
-        output=output or OutputConfig(),
-    )
+    settings = to_build_config(inputs, config, read, format, tokenize, pack, evaluation, output)
     # User-provided functions may print, and stdout is for the summary only.
     is_part = settings.output.part is not None
     with ProgressBar(quiet=json) as bar, redirect_stdout(sys.stderr):

@@ -8,21 +8,18 @@ from contextlib import redirect_stdout
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
 from sftprep.cli.app import app
+from sftprep.cli.build_settings import flags, to_build_config
 from sftprep.cli.console import print_json, uses_color
-from sftprep.config.aliases import replace_aliases
 from sftprep.config.build import (
-    BuildConfig,
     EvalConfig,
     FormatConfig,
     OutputConfig,
     PackConfig,
     ReadConfig,
-    SourceConfig,
     TokenizeConfig,
-    read_config_file,
 )
 from sftprep.config.validation import check_integer
 from sftprep.errors import ConfigError, setting
@@ -65,17 +62,12 @@ The exit code is 0 if no finding is major, and 1 otherwise.
 """
 
 
-def _flags(title: str, position: int, *, show: bool = True) -> Parameter:
-    """Return the parameter for a dataclass of flags with its own help section."""
-    return Parameter(name="*", group=Group(title, sort_key=position, show=show), show=show)
-
-
-_Read = Annotated[ReadConfig | None, _flags("Input", 1)]
-_Format = Annotated[FormatConfig | None, _flags("Records and trained tokens", 2)]
-_Tokenize = Annotated[TokenizeConfig | None, _flags("Tokenizer and template", 3)]
-_Pack = Annotated[PackConfig | None, _flags("Packing", 4, show=False)]
-_Evaluation = Annotated[EvalConfig | None, _flags("Evaluation records", 5, show=False)]
-_Output = Annotated[OutputConfig | None, _flags("Output and execution", 6, show=False)]
+_Read = Annotated[ReadConfig | None, flags("Input", 1)]
+_Format = Annotated[FormatConfig | None, flags("Records and trained tokens", 2)]
+_Tokenize = Annotated[TokenizeConfig | None, flags("Tokenizer and template", 3)]
+_Pack = Annotated[PackConfig | None, flags("Packing", 4, show=False)]
+_Evaluation = Annotated[EvalConfig | None, flags("Evaluation records", 5, show=False)]
+_Output = Annotated[OutputConfig | None, flags("Output and execution", 6, show=False)]
 
 
 @app.command(help=_PREVIEW_HELP)
@@ -129,7 +121,8 @@ def preview(
 
     check_integer(number, setting("number"), 1, 10_000)
     choice = RecordChoice(number, tuple(map(_parse_line, line)), random)
-    settings = _to_config(inputs, config, read, format, tokenize, pack, evaluation, output)
+    output = dataclasses.replace(output or OutputConfig(), part=None)
+    settings = to_build_config(inputs, config, read, format, tokenize, pack, evaluation, output)
     # User-provided functions may print, and stdout is for the result only.
     with redirect_stdout(sys.stderr):
         result = preview_records(settings, choice)
@@ -177,7 +170,8 @@ def doctor(
     from sftprep.report.preview_view import preview_data, preview_lines
 
     check_integer(records, setting("records"), 1, 10_000_000)
-    settings = _to_config(inputs, config, read, format, tokenize, pack, evaluation, output)
+    output = dataclasses.replace(output or OutputConfig(), part=None)
+    settings = to_build_config(inputs, config, read, format, tokenize, pack, evaluation, output)
     with redirect_stdout(sys.stderr):
         result = examine_sample(settings, count=records)
     if json:
@@ -185,29 +179,6 @@ def doctor(
     else:
         print("\n".join(preview_lines(result, _view_options(color))))
     return 0 if result.ok else 1
-
-
-def _to_config(
-    inputs: tuple[str, ...],
-    config: str | None,
-    read: ReadConfig | None,
-    format: FormatConfig | None,
-    tokenize: TokenizeConfig | None,
-    pack: PackConfig | None,
-    evaluation: EvalConfig | None,
-    output: OutputConfig | None,
-) -> BuildConfig:
-    """Return the settings of a build."""
-    from_file = replace_aliases(read_config_file(config)) if config else {}
-    return BuildConfig(
-        source=SourceConfig(inputs or from_file.get("inputs", ()), from_file.get("sources", ())),
-        read=read or ReadConfig(),
-        evaluation=evaluation or EvalConfig(),
-        format=format or FormatConfig(),
-        tokenize=tokenize or TokenizeConfig(),
-        pack=pack or PackConfig(),
-        output=dataclasses.replace(output or OutputConfig(), part=None),
-    )
 
 
 def _parse_line(text: str) -> tuple[str, int]:
