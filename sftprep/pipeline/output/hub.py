@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from sftprep.config.build import OutputConfig
@@ -35,8 +34,7 @@ from sftprep.errors import (
     setting,
 )
 from sftprep.pipeline.output.contents import FINAL_NAME, card_notice
-from sftprep.pipeline.output.folder import OutputFolder, claim_output
-from sftprep.pipeline.output.store import scratch_folder
+from sftprep.pipeline.output.scratch import ScratchOutput, claim_scratch
 from sftprep.shards.layout import CARD_NAME, EVAL_FOLDER, LARGEST_MANIFEST, MANIFEST_NAME
 from sftprep.shards.manifest import Manifest, parse_manifest
 from sftprep.shards.ownership import is_card
@@ -72,27 +70,16 @@ class PushReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputHub:
+class OutputHub(ScratchOutput):
     """The output of a build on the Hub, with the interface of `OutputFolder`.
 
     Attributes:
         repository: The repository.
-        scratch: The local folder that the build works in.
         replaced: The manifest that was there at the start; None if there was none.
     """
 
     repository: HubRepository
-    scratch: OutputFolder
     replaced: HubFile | None
-
-    @property
-    def work(self) -> Path:
-        """The folder of spills, recipes and uncommitted files."""
-        return self.scratch.work
-
-    def staging(self, *, evaluation: bool) -> Path:
-        """Return the folder for the files of a build before the commit."""
-        return self.scratch.staging(evaluation=evaluation)
 
     def commit(
         self, manifest: Manifest, evaluation: Manifest | None, card: bytes, *, keep_spill: bool
@@ -140,7 +127,7 @@ def claim_repository(repository: HubRepository, settings: OutputConfig) -> Itera
     head = repository.head() or repository.create(private=True)
     repository.check_writable()
     replaced = replaceable_manifest(repository, head, overwrite=settings.overwrite)
-    with claim_output(scratch_folder(settings, str(repository)), overwrite=True) as local:
+    with claim_scratch(settings, str(repository)) as local:
         yield OutputHub(repository=repository, scratch=local, replaced=replaced)
 
 

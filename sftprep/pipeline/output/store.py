@@ -22,16 +22,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
-from pathlib import Path
 from typing import NamedTuple
 
 from sftprep.config.build import OutputConfig
-from sftprep.config.cache_location import cache_dir
 from sftprep.core.atomic_write import storage_errors
 from sftprep.errors import ManifestError, OutputBusy, OutputExists, StorageError, setting
 from sftprep.pipeline.output.contents import card_notice
-from sftprep.pipeline.output.folder import OutputFolder, claim_output
+from sftprep.pipeline.output.scratch import ScratchOutput, claim_scratch
 from sftprep.shards.group import files_of_group
 from sftprep.shards.layout import (
     CARD_NAME,
@@ -56,27 +53,16 @@ class _Committed(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputStore:
+class OutputStore(ScratchOutput):
     """The output of a build in a store, with the interface of `OutputFolder`.
 
     Attributes:
         root: Its folder in the store.
-        scratch: The local folder that the build works in.
         replaced: The build that was there at the start; None if there was none.
     """
 
     root: StoreFolder
-    scratch: OutputFolder
     replaced: _Committed | None
-
-    @property
-    def work(self) -> Path:
-        """The folder of spills, recipes and uncommitted files."""
-        return self.scratch.work
-
-    def staging(self, *, evaluation: bool) -> Path:
-        """Return the folder for the files of a build before the commit."""
-        return self.scratch.staging(evaluation=evaluation)
 
     def commit(
         self, manifest: Manifest, evaluation: Manifest | None, card: bytes, *, keep_spill: bool
@@ -195,14 +181,8 @@ def claim_store(root: StoreFolder, settings: OutputConfig) -> Iterator[OutputSto
             ],
         )
     root.check_conditions()
-    with claim_output(scratch_folder(settings, root.url), overwrite=True) as local:
+    with claim_scratch(settings, root.url) as local:
         yield OutputStore(root=root, scratch=local, replaced=replaced)
-
-
-def scratch_folder(settings: OutputConfig, url: str) -> Path:
-    """Return the local folder of a build for a URL, in which its spills are found after a kill."""
-    scratch = Path(settings.scratch).absolute() if settings.scratch else cache_dir() / "scratch"
-    return scratch / sha256(url.encode()).hexdigest()[:16]
 
 
 def _read_committed(root: StoreFolder) -> _Committed | None:
