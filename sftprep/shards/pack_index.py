@@ -8,7 +8,8 @@ all packs for that. The index has 28 bytes per pack. It is an Arrow file, whose 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -79,21 +80,35 @@ class PackIndex:
             pack_offsets: Integers [packs + 1]; the first sequence of each pack. No pack is empty.
         """
         lengths = seq_lengths.astype(np.int64)
-        firsts = np.cumsum(lengths) - lengths
-        pack_firsts = pack_offsets[:-1]
-        if not len(pack_firsts):
+        if not len(lengths):
             return cls.concatenate([])
-        tokens = np.add.reduceat(lengths, pack_firsts)
+        firsts = np.cumsum(lengths) - lengths
         # Nothing predicts the first token of a sequence.
-        trained = np.add.reduceat(completion_mask, firsts[pack_firsts], dtype=np.int64)
-        trained -= np.add.reduceat(completion_mask[firsts], pack_firsts, dtype=np.int64)
+        trained = np.add.reduceat(completion_mask, firsts, dtype=np.int64)
+        trained -= completion_mask[firsts]
+        return cls.of_sequences(lengths, trained, pack_offsets)
+
+    @classmethod
+    def of_sequences(
+        cls, lengths: NDArray[Any], trained_tokens: NDArray[Any], pack_offsets: NDArray[Any]
+    ) -> PackIndex:
+        """Return the index of packs from the sizes of their sequences.
+
+        Args:
+            lengths: Integers [sequences]; at least 1.
+            trained_tokens: Integers [sequences]; the number of targets of each sequence.
+            pack_offsets: As for `of`.
+        """
+        firsts, wide = pack_offsets[:-1], lengths.astype(np.int64)
+        if not len(firsts):
+            return cls.concatenate([])
         return cls(
-            tokens=tokens.astype(np.int32),
-            trained_tokens=trained.astype(np.int32),
+            tokens=np.add.reduceat(wide, firsts).astype(np.int32),
+            trained_tokens=np.add.reduceat(trained_tokens, firsts, dtype=np.int64).astype(np.int32),
             sequences=np.diff(pack_offsets).astype(np.int32),
-            longest=np.maximum.reduceat(seq_lengths, pack_firsts).astype(np.int32),
-            sum_of_squares=np.add.reduceat(lengths * lengths, pack_firsts),
-            image_patches=np.zeros(len(pack_firsts), np.int32),
+            longest=np.maximum.reduceat(lengths, firsts).astype(np.int32),
+            sum_of_squares=np.add.reduceat(wide * wide, firsts),
+            image_patches=np.zeros(len(firsts), np.int32),
         )
 
     @classmethod
@@ -118,15 +133,20 @@ class PackIndex:
     def to_bytes(self) -> bytes:
         """Return the content of its file."""
         columns = {name: arrow_array(getattr(self, name)) for name in _COLUMNS}
-        batch = pa.RecordBatch.from_arrays([*columns.values()], names=[*columns])
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)
-        content: bytes = sink.getvalue().to_pybytes()
-        return content
+        return arrow_bytes([pa.RecordBatch.from_arrays([*columns.values()], names=[*columns])])
 
 
 _COLUMNS = tuple(field.name for field in dataclasses.fields(PackIndex))
+
+
+def arrow_bytes(batches: Sequence[pa.RecordBatch]) -> bytes:
+    """Return the content of an Arrow file with some batches, at least one."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batches[0].schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def write_index(folder: Path, key: str, index: PackIndex) -> str:
@@ -177,18 +197,33 @@ def read_index_file(path: Path, group: Group) -> PackIndex:
 # A trainer goes back to the same groups all the time.
 @lru_cache(maxsize=64)
 def _cached_index(path: Path, packs: int, digest: str) -> PackIndex:
-    try:
-        content = read_regular_file(path, _BYTES_PER_PACK * packs + _OTHER_BYTES)
-        # The digest is checked before the content is parsed.
-        if xxhash.xxh3_128_hexdigest(content) != digest:
-            raise ShardError(f"{path}: its content is not what was written", remedy=BUILD_AGAIN)
-        batch = pa.ipc.open_file(pa.py_buffer(content)).get_batch(0)
+    with opened_index(path, digest, _BYTES_PER_PACK * packs + _OTHER_BYTES) as file:
+        batch = file.get_batch(0)
         columns = {name: numpy_view(batch.column(name)) for name in _COLUMNS}
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise ShardError(f"cannot read {path}: {error}", remedy=BUILD_AGAIN) from error
     if any(len(values) != packs for values in columns.values()):
         raise ShardError(f"{path} does not have {packs} packs", remedy=BUILD_AGAIN)
     return PackIndex(**columns)
+
+
+@contextmanager
+def opened_index(path: Path, digest: str, most_bytes: int) -> Iterator[pa.RecordBatchFileReader]:
+    """Open the index of a group of any layout, whose content may be damaged.
+
+    Args:
+        path: The file.
+        digest: Its xxh3-128 in hex, which is checked before the content is parsed.
+        most_bytes: The largest size of the file.
+
+    Raises:
+        ShardError: The file is missing or damaged, or the `with` block cannot read its content.
+    """
+    try:
+        content = read_regular_file(path, most_bytes)
+        if xxhash.xxh3_128_hexdigest(content) != digest:
+            raise ShardError(f"{path}: its content is not what was written", remedy=BUILD_AGAIN)
+        yield pa.ipc.open_file(pa.py_buffer(content))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise ShardError(f"cannot read {path}: {error}", remedy=BUILD_AGAIN) from error
 
 
 def is_index(path: Path, digest: str) -> bool:

@@ -77,17 +77,7 @@ class GroupPlan:
 
     def sizes(self) -> PackIndex:
         """Return the sizes of all packs."""
-        firsts, lengths = self.offsets[:-1], self.lengths.astype(np.int64)
-        if not len(firsts):
-            return PackIndex.concatenate([])
-        return PackIndex(
-            tokens=np.add.reduceat(lengths, firsts).astype(np.int32),
-            trained_tokens=np.add.reduceat(self.trained, firsts, dtype=np.int64).astype(np.int32),
-            sequences=np.diff(self.offsets).astype(np.int32),
-            longest=np.maximum.reduceat(self.lengths, firsts),
-            sum_of_squares=np.add.reduceat(lengths * lengths, firsts),
-            image_patches=np.zeros(len(firsts), np.int32),
-        )
+        return PackIndex.of_sequences(self.lengths, self.trained, self.offsets)
 
     def mask(self, pack: int) -> NDArray[np.bool_]:
         """Return the completion mask of a pack: bool [T]."""

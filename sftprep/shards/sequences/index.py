@@ -14,15 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 from numpy.typing import NDArray
 
 from sftprep.core.mask_arrays import TargetRuns
 from sftprep.core.ragged import to_offsets
-from sftprep.core.regular_files import read_regular_file
 from sftprep.errors import ShardError
 from sftprep.shards.group import Group
 from sftprep.shards.layout import index_path
+from sftprep.shards.pack_index import arrow_bytes, opened_index
 from sftprep.shards.schema import arrow_array, numpy_view
 from sftprep.shards.shard_file import BUILD_AGAIN
 from sftprep.shards.writer import ShardRows
@@ -163,13 +162,7 @@ def index_bytes(parts: Iterable[SequenceIndex]) -> bytes:
         for name, default in _DEFAULTS.items()
         if all((getattr(part, name) == default).all() for part in found)
     ]
-    batches = [_to_batch(part, omitted) for part in found]
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, batches[0].schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
+    return arrow_bytes([_to_batch(part, omitted) for part in found])
 
 
 def _to_batch(index: SequenceIndex, omitted: list[str]) -> pa.RecordBatch:
@@ -201,18 +194,11 @@ def read_sequence_index(folder: BuildFolder, group: Group) -> SequenceIndex:
 def read_sequence_index_file(path: Path, group: Group) -> SequenceIndex:
     """Read the index of a group from a local file, as `read_sequence_index` does."""
     most_bytes = _BYTES_PER_SEQUENCE * group.rows + _BYTES_PER_TOKEN * group.tokens + _OTHER_BYTES
-    try:
-        content = read_regular_file(path, most_bytes)
-        # The digest is checked before the content is parsed.
-        if xxhash.xxh3_128_hexdigest(content) != group.index_digest:
-            raise ShardError(f"{path}: its content is not what was written", remedy=BUILD_AGAIN)
-        reader = pa.ipc.open_file(pa.py_buffer(content))
-        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+    with opened_index(path, group.index_digest, most_bytes) as file:
+        batches = [file.get_batch(number) for number in range(file.num_record_batches)]
         for batch in batches:
             batch.validate(full=True)
         index = SequenceIndex.concatenate(map(_from_batch, batches))
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise ShardError(f"cannot read {path}: {error}", remedy=BUILD_AGAIN) from error
     if problem := _find_problem(index, group):
         raise ShardError(f"{path}: {problem}", remedy=BUILD_AGAIN)
     return index

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from sftprep.errors import ShardError
 from sftprep.shards.group import Group, ShardInfo
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.schema import numpy_view
 from sftprep.shards.sequences.index import SequenceIndex
 from sftprep.shards.sequences.sequence_file import SequenceFile
-from sftprep.shards.shard_file import check_size
 from sftprep.shards.verification.block_values import are_lines, find_token_problems
 from sftprep.shards.verification.whole_shard import (
-    MOST_PROBLEMS,
-    file_digest,
+    check_content,
     find_total_problems,
+    first_problems,
 )
 from sftprep.shards.writer import ShardRows
 
@@ -43,10 +40,7 @@ def check_sequences(
     Raises:
         ShardError: The shard is missing or damaged.
     """
-    check_size(path, info)
-    # It is read before it is mapped: an error of the disk would kill a process that reads the map.
-    if file_digest(path) != info.sha256:
-        raise ShardError(f"{path}: its SHA-256 is not that of the manifest", remedy="")
+    check_content(path, info)
     shard = SequenceFile(path, info, index.tokens, verify=True, checked=set())
     found: list[SequenceIndex] = []
 
@@ -62,10 +56,7 @@ def check_sequences(
                 yield f"row {row}: origin {origin[wrong[0]]} is not a line of the inputs"
             first += batch.num_rows
 
-    all_problems = find_problems()
-    problems = [*itertools.islice(all_problems, MOST_PROBLEMS)]
-    if more := sum(1 for _ in all_problems):  # this also reads the other blocks
-        problems.append(f"{more:,} more problems")
+    problems = first_problems(find_problems())
     problems += find_total_problems(index, info)
     if not SequenceIndex.concatenate(found).equals(index):
         problems.append("its columns are not those of the index of its group")

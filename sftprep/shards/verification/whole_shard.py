@@ -40,10 +40,7 @@ def check_shard(
     Raises:
         ShardError: The shard is missing or damaged.
     """
-    check_size(path, info)
-    # It is read before it is mapped: an error of the disk would kill a process that reads the map.
-    if file_digest(path) != info.sha256:
-        raise ShardError(f"{path}: its SHA-256 is not that of the manifest", remedy="")
+    check_content(path, info)
     shard = ShardFile(path, info, manifest.max_length, verify=True, checked=set())
     sizes: list[PackIndex] = []
 
@@ -53,13 +50,31 @@ def check_shard(
             sizes.append(_sizes_of(batch))
             yield from find_value_problems(batch, number * shard.packs_per_block, group, manifest)
 
-    found = find_problems()
-    problems = [*itertools.islice(found, MOST_PROBLEMS)]
-    if more := sum(1 for _ in found):  # this also reads the other blocks
-        problems.append(f"{more:,} more problems")
+    problems = first_problems(find_problems())
     index = PackIndex.concatenate(sizes)
     problems += find_total_problems(index, info)
     return index, [f"{path}: {problem}" for problem in problems]
+
+
+def check_content(path: Path, info: ShardInfo) -> None:
+    """Check the size and the SHA-256 of a shard, of any layout.
+
+    It is read before it is mapped: an error of the disk would kill a process that reads the map.
+
+    Raises:
+        ShardError: The shard is missing or damaged.
+    """
+    check_size(path, info)
+    if file_digest(path) != info.sha256:
+        raise ShardError(f"{path}: its SHA-256 is not that of the manifest", remedy="")
+
+
+def first_problems(found: Iterator[str]) -> list[str]:
+    """Return the first problems and the number of the others; all of them are looked for."""
+    problems = [*itertools.islice(found, MOST_PROBLEMS)]
+    if more := sum(1 for _ in found):
+        problems.append(f"{more:,} more problems")
+    return problems
 
 
 def find_total_problems(index: PackIndex | SequenceIndex, info: ShardInfo) -> list[str]:
