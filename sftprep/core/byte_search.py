@@ -14,6 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def has_any_byte(text: str, values: bytes) -> bool:
+    """Return whether a text has one of some byte values in UTF-8."""
+    encoded = text.encode("utf-8", "surrogatepass")
+    return len(encoded.translate(None, values)) < len(encoded)
+
+
 class ByteSearcher:
     """A block of bytes to be searched for words.
 

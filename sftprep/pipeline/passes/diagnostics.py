@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.core.byte_search import has_any_byte
 from sftprep.core.mask_arrays import trained_runs
 from sftprep.core.types import Counts, TokenBatch
 from sftprep.tokenize.loading.spec import TokenizerSpec
@@ -82,16 +83,9 @@ def count_lost_bytes(
         missing: The bytes.
         counts: Receives `warnings.unknown_characters`, if there is such a sequence.
     """
-    everything = "".join(texts).encode("utf-8", "replace")
-    if len(everything.translate(None, missing)) == len(everything):
-        return
-    lines = []
-    for number, text in enumerate(texts):
-        encoded = text.encode("utf-8", "replace")
-        if len(encoded.translate(None, missing)) < len(encoded):
-            lines.append(int(batch.line_of[number]))
-    if lines:
-        counts.warn("unknown_characters", lines[0], len(lines))
+    if has_any_byte("".join(texts), missing):
+        lacking = [number for number, text in enumerate(texts) if has_any_byte(text, missing)]
+        counts.warn("unknown_characters", int(batch.line_of[lacking[0]]), len(lacking))
 
 
 def count_untrained_ends(

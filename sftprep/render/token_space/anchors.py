@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from sftprep.core.byte_search import has_any_byte
 from sftprep.tokenize.encoders.bpe_ranks import byte_by_character
 from sftprep.tokenize.encoders.char_offsets import byte_family
 from sftprep.tokenize.loading.spec import TokenizerSpec, is_matched_literally
@@ -58,10 +59,7 @@ class Anchors:
 
     def covers(self, text: str) -> bool:
         """Return whether the vocabulary has a token for each byte of a text."""
-        if not self.missing_bytes:
-            return True
-        encoded = text.encode("utf-8", "surrogatepass")
-        return len(encoded.translate(None, self.missing_bytes)) == len(encoded)
+        return not (self.missing_bytes and has_any_byte(text, self.missing_bytes))
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
