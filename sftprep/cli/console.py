@@ -29,7 +29,8 @@ _FIRST_STAGE = "prepare"
 """The stage that is shown until there is something to count. The first use of a tokenizer takes
 some seconds."""
 _STAGES_IN_BYTES = frozenset({"tokenize", "upload"})
-"""The other stages count shards."""
+_UNITS = {"export": "packs"}
+"""What other stages count, unless it is shards."""
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -39,7 +40,7 @@ class StageProgress:
 
     Attributes:
         stage: Its name.
-        done: The bytes or shards that are done.
+        done: The bytes, shards or packs that are done.
         total: All of them.
         done_before: Those that were done at the start, by an earlier run.
         seconds: The time since the start of the stage.
@@ -61,7 +62,7 @@ class StageProgress:
         if in_bytes:
             amount = f"{self.done / 1e6:,.1f} of {self.total / 1e6:,.1f} MB"
         else:
-            amount = f"{self.done:,} of {self.total:,} shards"
+            amount = f"{self.done:,} of {self.total:,} {_UNITS.get(self.stage, 'shards')}"
         parts = [f"{amount} ({100 * self.done // max(1, self.total)} %)"]
         rate = (self.done - self.done_before) / self.seconds if self.seconds else 0
         if rate:
