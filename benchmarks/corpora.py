@@ -127,3 +127,19 @@ def _chitchat() -> Iterator[dict[str, Any]]:
             )
         if messages:
             yield {"messages": messages}
+
+
+def add_corpus_arguments(parser: argparse.ArgumentParser, *, megabytes: int) -> None:
+    """Add `--data` and `--megabytes`, the arguments of `make_corpus`, to the flags of a benchmark.
+
+    Args:
+        parser: The parser.
+        megabytes: The default size.
+    """
+    parser.add_argument("--data", default="varied", help=f"{', '.join(CORPORA)}, or a JSONL file")
+    parser.add_argument(
+        "--megabytes",
+        type=positive_int,
+        default=megabytes,
+        help="size of varied or short chats (10^6 B)",
+    )

@@ -30,7 +30,7 @@ from typing import Any
 
 import orjson
 
-from benchmarks.corpora import CORPORA, SHARED, make_corpus, positive_int
+from benchmarks.corpora import SHARED, add_corpus_arguments, make_corpus, positive_int
 from benchmarks.stages import RawEncoder, render_texts
 from sftprep.config import BuildConfig
 from sftprep.errors import SftprepError
@@ -44,10 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", default="varied", help=f"{', '.join(CORPORA)}, or a JSONL file")
-    parser.add_argument(
-        "--megabytes", type=positive_int, default=24, help="size of varied or short chats (10^6 B)"
-    )
+    add_corpus_arguments(parser, megabytes=24)
     parser.add_argument("--tokenizer", default="smollm2", help="folder or name on the Hub")
     parser.add_argument("--train-on", default="assistant", help="as for `sftprep build`")
     parser.add_argument("--encoders", nargs="+", default=[*ENCODERS], choices=[*ENCODERS])

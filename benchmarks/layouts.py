@@ -25,7 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.corpora import CORPORA, make_corpus, positive_int, tokenizer_folder
+from benchmarks.corpora import (
+    add_corpus_arguments,
+    make_corpus,
+    positive_int,
+    tokenizer_folder,
+)
 from benchmarks.packing import machine_line
 from sftprep import Shards, build, open_shards
 
@@ -50,8 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", default="varied", help=f"{', '.join(CORPORA)}, or a JSONL file")
-    parser.add_argument("--megabytes", type=positive_int, default=60, help="size of generated data")
+    add_corpus_arguments(parser, megabytes=60)
     parser.add_argument("--tokenizer", help="folder of a tokenizer; default: one made of examples")
     parser.add_argument("--max-length", type=positive_int, default=4096)
     parser.add_argument("--packs", type=positive_int, default=2000, help="packs that are read")

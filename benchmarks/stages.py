@@ -30,7 +30,7 @@ from typing import Any
 import orjson
 
 from benchmarks.corpora import (
-    CORPORA,
+    add_corpus_arguments,
     make_corpus,
     positive_int,
     tokenizer_folder,
@@ -55,10 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", default="varied", help=f"{', '.join(CORPORA)}, or a JSONL file")
-    parser.add_argument(
-        "--megabytes", type=positive_int, default=120, help="size of varied or short chats (10^6 B)"
-    )
+    add_corpus_arguments(parser, megabytes=120)
     parser.add_argument("--tokenizer", default="qwen3", help="folder of a tokenizer")
     parser.add_argument("--chat-template", help="template to use instead of the tokenizer's own")
     parser.add_argument("--encoder", default="auto", choices=("auto", *ENCODERS))
