@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from contextlib import redirect_stdout
 from shutil import get_terminal_size
@@ -121,7 +120,6 @@ def preview(
 
     check_integer(number, setting("number"), 1, 10_000)
     choice = RecordChoice(number, tuple(map(_parse_line, line)), random)
-    output = dataclasses.replace(output or OutputConfig(), part=None)
     settings = to_build_config(inputs, config, read, format, tokenize, pack, evaluation, output)
     # User-provided functions may print, and stdout is for the result only.
     with redirect_stdout(sys.stderr):
@@ -170,7 +168,6 @@ def doctor(
     from sftprep.report.preview_view import preview_data, preview_lines
 
     check_integer(records, setting("records"), 1, 10_000_000)
-    output = dataclasses.replace(output or OutputConfig(), part=None)
     settings = to_build_config(inputs, config, read, format, tokenize, pack, evaluation, output)
     with redirect_stdout(sys.stderr):
         result = examine_sample(settings, count=records)
