@@ -19,9 +19,10 @@ from sftprep.config.build import BuildConfig
 from sftprep.core.atomic_write import open_file_errors
 from sftprep.errors import WorkerError
 from sftprep.pipeline.executors.base import Executor, check_sendable
+from sftprep.pipeline.groups.kept_spills import limit_spills
 from sftprep.pipeline.groups.ledgers import check_not_empty, check_rejected
 from sftprep.pipeline.groups.receipt_cache import keep_results
-from sftprep.pipeline.groups.receipts import limit_spills, place_group_file
+from sftprep.pipeline.groups.receipts import place_group_file
 from sftprep.pipeline.groups.rounds import (
     GroupProgress,
     Rounds,

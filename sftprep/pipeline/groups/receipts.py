@@ -17,26 +17,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sftprep.core.atomic_write import create_folder, storage_errors, write_bytes
+from sftprep.core.atomic_write import create_folder, write_bytes
 from sftprep.core.hashing import digest, digest_of_file
 from sftprep.errors import ManifestError
 from sftprep.pipeline.executors.base import find_versions
 from sftprep.pipeline.groups.receipt_cache import restore_receipt
 from sftprep.pipeline.groups.receipt_files import Receipt, read_receipt, write_receipt
 from sftprep.pipeline.groups.task import GroupDone, GroupInput, GroupTask
-from sftprep.pipeline.passes.spill import read_spill, spill_path
+from sftprep.pipeline.passes.spill import read_spill
 from sftprep.pipeline.prepare.inputs import absolute_path, check_files_unchanged
 from sftprep.shards.group import Group, check_shards
 from sftprep.shards.json_fields import FieldError, parse_fields
 from sftprep.shards.layout import (
     SHARD_FOLDER,
-    SPILL_PATTERN,
     group_path,
     index_path,
     raw_rejected_name,
@@ -228,53 +226,3 @@ def place_group_file(work: Path, staging: Path, done: GroupDone) -> None:
     path = staging / group_path(done.key, done.digest)
     create_folder(path.parent)
     write_bytes(path, receipt.group.encode())
-
-
-# --- spills of groups that are done ---------------------------------------------------------------
-
-
-def remove_spills(work: Path, key: str) -> None:
-    """Remove the spills of a group that is done, except those of its evaluation records.
-
-    If another group has an equal partition, its spill is made again.
-
-    Args:
-        work: The work folder, in which no other group runs.
-        key: The key of the receipt of the group.
-
-    Raises:
-        StorageError: A spill cannot be removed.
-    """
-    receipt = read_receipt(work / receipt_name(key))
-    if receipt is None:
-        return
-    names = {spill_path(Path(), spill).name for spill in receipt.spills}
-    with storage_errors(work):
-        for name in names.difference(receipt.other_files):
-            (work / name).unlink(missing_ok=True)
-
-
-_MOST_OTHER_SPILLS = 3
-
-
-def limit_spills(work: Path, done: Iterable[GroupDone]) -> None:
-    """Remove the oldest of the spills that a build did not use, above a limit.
-
-    Builds with other recipes reuse them, but they must not fill the disk: they may have three times
-    the size of those that this build used.
-
-    Args:
-        work: The work folder.
-        done: The groups of the build.
-    """
-    used: set[str] = set()
-    for each in done:
-        receipt = read_receipt(work / receipt_name(each.receipt))
-        used.update(() if receipt is None else receipt.spills)
-    spills = [path for path in work.glob("*.arrow") if re.fullmatch(SPILL_PATTERN, path.name)]
-    others = [path for path in spills if path.stem not in used]
-    left = _MOST_OTHER_SPILLS * sum(path.stat().st_size for path in spills if path.stem in used)
-    for path in sorted(others, key=lambda path: -path.stat().st_mtime_ns):
-        left -= path.stat().st_size
-        if left < 0:
-            path.unlink(missing_ok=True)

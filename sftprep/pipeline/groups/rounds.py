@@ -24,8 +24,9 @@ from sftprep.pipeline.groups.first_rounds import (
     has_hashes,
     hash_records,
 )
+from sftprep.pipeline.groups.kept_spills import remove_spills
 from sftprep.pipeline.groups.quotas import share_copies
-from sftprep.pipeline.groups.receipts import receipt_key, remove_spills
+from sftprep.pipeline.groups.receipts import receipt_key
 from sftprep.pipeline.groups.run import run_group
 from sftprep.pipeline.groups.task import GroupDone, GroupTask
 from sftprep.pipeline.passes.shard_pass import Progress
