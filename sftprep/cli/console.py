@@ -82,7 +82,7 @@ class ProgressBar:
         self._is_terminal = not quiet and sys.stderr.isatty()
         self._prints_lines = not quiet and not self._is_terminal
         self._bar: Any = None  # the bar of rich, while it is shown
-        self._task: Any = None  # the one for the current stage
+        self._tasks: dict[str, Any] = {}  # the task of rich for each stage
         self._state = StageProgress(_FIRST_STAGE)
         self._started = self._printed = time.monotonic()
 
@@ -94,7 +94,7 @@ class ProgressBar:
 
             columns = (BarColumn(), TextColumn("{task.description}", markup=False))
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(_FIRST_STAGE, total=None)
+            self._tasks[_FIRST_STAGE] = self._bar.add_task(_FIRST_STAGE, total=None)
             self._bar.start()
         return self
 
@@ -116,4 +116,14 @@ class ProgressBar:
             self._printed = now
             print(self._state, file=sys.stderr, flush=True)
         if self._bar is not None:
-            self._bar.update(self._task, description=str(self._state), completed=done, total=total)
+            self._show_bar()
+
+    def _show_bar(self) -> None:
+        # The stages that are done stay, each with a bar of its own.
+        state = self._state
+        if _FIRST_STAGE in self._tasks:
+            self._bar.remove_task(self._tasks.pop(_FIRST_STAGE))
+        if state.stage not in self._tasks:
+            self._tasks[state.stage] = self._bar.add_task("", total=None)
+        task = self._tasks[state.stage]
+        self._bar.update(task, description=str(state), completed=state.done, total=state.total)
