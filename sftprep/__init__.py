@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from sftprep.report.environment import describe_environment as describe_environment
     from sftprep.shards.manifest import Manifest as Manifest
     from sftprep.shards.manifest import read_manifest as read_manifest
-    from sftprep.shards.reader import Pack as Pack
-    from sftprep.shards.reader import Shards as Shards
     from sftprep.shards.reading.open_build import open_shards as open_shards
+    from sftprep.shards.reading.pack import Pack as Pack
+    from sftprep.shards.reading.shards import Shards as Shards
     from sftprep.sources.readers.to_jsonl import json_lines as json_lines
     from sftprep.tokenize.loading.export import export_tokenizer as export_tokenizer
     from sftprep.tokenize.loading.load import TokenizerSpec as TokenizerSpec
@@ -78,8 +78,8 @@ _MODULE_OF = {
     "pack_lengths": "sftprep.packing.strategies",
     "Manifest": "sftprep.shards.manifest",
     "read_manifest": "sftprep.shards.manifest",
-    "Pack": "sftprep.shards.reader",
-    "Shards": "sftprep.shards.reader",
+    "Pack": "sftprep.shards.reading.pack",
+    "Shards": "sftprep.shards.reading.shards",
     "open_shards": "sftprep.shards.reading.open_build",
     "verify": "sftprep.pipeline.verify",
     "json_lines": "sftprep.sources.readers.to_jsonl",

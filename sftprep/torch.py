@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from sftprep.errors import ConfigError, EmptyInput, MissingDependency, SftprepError
-from sftprep.shards.reader import Pack
+from sftprep.shards.reading.pack import Pack
 from sftprep.stream.hf_dataset import columns_of
 from sftprep.stream.packed_stream import PackedStream, State
 from sftprep.stream.settings import CHECK_SETTINGS

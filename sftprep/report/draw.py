@@ -14,7 +14,7 @@ import numpy as np
 from sftprep.errors import ShardError, escape_control, format_count
 from sftprep.report.token_text import RESET, describe_flags, describe_weights, mark_text
 from sftprep.shards.manifest import Manifest
-from sftprep.shards.reader import Pack
+from sftprep.shards.reading.pack import Pack
 from sftprep.shards.writer import count_targets
 
 _BAR_CELLS = 64

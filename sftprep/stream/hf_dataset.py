@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from sftprep.errors import MissingDependency
-from sftprep.shards.reader import Pack
-from sftprep.shards.schema import position_dtype
+from sftprep.shards.reading.hf_dataset import hf_features, import_datasets
+from sftprep.shards.reading.pack import Pack
+from sftprep.shards.schema import shard_columns
 
 
 def to_hf(stream: Any, *, shards: int = 1, epochs: int | None = 1) -> Any:
@@ -17,26 +17,11 @@ def to_hf(stream: Any, *, shards: int = 1, epochs: int | None = 1) -> Any:
     Raises:
         MissingDependency: datasets is not installed.
     """
-    import numpy as np
-
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingDependency("datasets", extra="train", needed_for="to_hf") from error
-
-    types = {
-        "input_ids": "int32",
-        "position_ids": np.dtype(position_dtype(stream.max_length)).name,
-        "completion_mask": "bool",
-        "seq_lengths": "int32",
-        "origin": "int64",
-    }
-    features = datasets.Features(
-        {name: datasets.List(datasets.Value(kind)) for name, kind in types.items()}
-    )
+    datasets = import_datasets()
+    columns = shard_columns(stream.max_length, position_ids=True, flags=False)
     parts = [stream.share(number, shards) for number in range(shards)]
     return datasets.IterableDataset.from_generator(
-        _rows, features=features, gen_kwargs={"parts": parts, "epochs": epochs}
+        _rows, features=hf_features(columns), gen_kwargs={"parts": parts, "epochs": epochs}
     )
 
 

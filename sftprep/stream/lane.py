@@ -31,7 +31,7 @@ from sftprep.packing.window import MOST_WAITS, CarryingWindow
 from sftprep.pipeline.passes.overlong import LengthLimit
 from sftprep.pipeline.passes.preprocess import Preprocessor, preprocess
 from sftprep.records.transform import add_counts
-from sftprep.shards.reader import Pack
+from sftprep.shards.reading.pack import Pack
 from sftprep.shards.schema import position_dtype
 from sftprep.shards.writer import make_position_ids
 from sftprep.stream.sources.base import Block, Cursor, LineGroup, Reader, retry_with_backoff

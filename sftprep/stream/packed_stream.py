@@ -25,7 +25,7 @@ from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import ConfigError, MismatchError, setting
 from sftprep.pipeline.passes.preprocess import Preprocessor
 from sftprep.pipeline.prepare.setup import length_limit, prepare_recipe
-from sftprep.shards.reader import Pack
+from sftprep.shards.reading.pack import Pack
 from sftprep.shards.schema import position_dtype
 from sftprep.stream.backlog import Backlog
 from sftprep.stream.lane import Lane, LaneRules, LaneState

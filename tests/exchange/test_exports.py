@@ -21,7 +21,7 @@ from sftprep.exchange.exports.mds_files import MdsFiles
 from sftprep.exchange.exports.rows import shifted_row
 from sftprep.exchange.exports.targets import TARGETS
 from sftprep.shards.locks import exclusive
-from sftprep.shards.reader import Pack
+from sftprep.shards.reading.pack import Pack
 from tests.exchange.conftest import CHATS, make_build
 from tests.exchange.contents import expected_packs, labelled_packs
 from tests.pipeline.builds import content

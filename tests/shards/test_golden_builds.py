@@ -14,7 +14,7 @@ import pytest
 from sftprep import open_shards, read_manifest, verify
 from sftprep.report.summary import source_ledgers
 from sftprep.shards.length_advice import advise_length
-from sftprep.shards.reader import Shards
+from sftprep.shards.reading.shards import Shards
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))

@@ -13,8 +13,8 @@ import pytest
 from sftprep.errors import ShardError
 from sftprep.shards.layout import GROUP_FOLDER, SHARD_FOLDER
 from sftprep.shards.manifest import read_manifest
-from sftprep.shards.reader import Shards
 from sftprep.shards.reading.open_build import open_shards
+from sftprep.shards.reading.shards import Shards
 from tests.shards.builds import rewritten, write_build
 
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
-from sftprep.shards.reader import Pack
+from sftprep.shards.reading.pack import Pack
 
 Plain = tuple[list[int], list[bool], list[int], list[int]]
 

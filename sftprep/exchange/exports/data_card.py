@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sftprep.exchange.exports.targets import Target
-from sftprep.shards.reader import Shards
+from sftprep.shards.reading.shards import Shards
 from sftprep.version import __version__
 
 

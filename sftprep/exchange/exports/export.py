@@ -23,8 +23,8 @@ from sftprep.exchange.exports.rows import find_targets
 from sftprep.exchange.exports.scripts import ScriptFacts, script_for
 from sftprep.exchange.exports.targets import TARGETS, Target, check_weights
 from sftprep.shards.layout import EVAL_FOLDER
-from sftprep.shards.reader import Shards
 from sftprep.shards.reading.open_build import open_shards
+from sftprep.shards.reading.shards import Shards
 from sftprep.version import __version__
 
 _LAYOUT = 1

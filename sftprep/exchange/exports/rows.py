@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.shards.reader import Pack
+from sftprep.shards.reading.pack import Pack
 
 IGNORED = -100
 """The label of a token that is not trained, as in torch and transformers."""

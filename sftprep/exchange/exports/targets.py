@@ -26,7 +26,7 @@ from sftprep.exchange.exports.rows import (
     weighted_row,
 )
 from sftprep.shards.manifest import Manifest
-from sftprep.shards.reader import Pack
+from sftprep.shards.reading.pack import Pack
 
 
 class RowWriter(Protocol):

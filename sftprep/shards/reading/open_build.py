@@ -10,9 +10,9 @@ from typing import Any
 from sftprep.errors import ConfigError, ManifestError, setting
 from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
 from sftprep.shards.manifest import Manifest, read_manifest
-from sftprep.shards.reader import Shards
 from sftprep.shards.reading.pack_settings import PackSettings
 from sftprep.shards.reading.planned_shards import PlannedShards, with_totals
+from sftprep.shards.reading.shards import Shards
 from sftprep.shards.sequences.index import read_sequence_index
 from sftprep.shards.shard_file import BUILD_AGAIN, check_size
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from sftprep.shards.group import Group, GroupEntry
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.pack_index import PackIndex
-from sftprep.shards.reader import Pack, Shards
 from sftprep.shards.reading.group_plan import GroupPlan, PackTotals, count_packs, plan_group
+from sftprep.shards.reading.pack import Pack
 from sftprep.shards.reading.pack_settings import PackSettings
+from sftprep.shards.reading.shards import Shards
 from sftprep.shards.reading.stored_sequences import StoredSequences
 from sftprep.shards.schema import position_dtype
 from sftprep.shards.sequences.index import SequenceIndex, read_sequence_index
@@ -55,7 +56,7 @@ class PlannedShards(Shards):
     def plan_settings(self) -> dict[str, Any]:
         return dataclasses.asdict(self.settings)
 
-    def __getitem__(self, index: int) -> Pack:
+    def read(self, index: int) -> Pack:
         group, pack = self._find_pack(index)
         plan = group.plan
         first, end = int(plan.offsets[pack]), int(plan.offsets[pack + 1])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,8 @@ from sftprep.shards.group import ShardInfo
 from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.pack_index import PackIndex, read_index
-from sftprep.shards.schema import numpy_view, position_dtype
+from sftprep.shards.reading.pack import Pack
+from sftprep.shards.schema import numpy_view, position_dtype, shard_columns
 from sftprep.shards.shard_file import BUILD_AGAIN, FileIdentity, ShardFile, check_size
 from sftprep.shards.writer import make_position_ids
 from sftprep.stores.cache import local_file
@@ -29,30 +30,10 @@ _MOST_BLOCKS = 16
 """The most blocks of a shard that stay open. To open one again takes less than to read a pack."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pack:
-    """One row of a shard: several sequences, one after the other.
-
-    In a pack of `open_shards`, all arrays are read-only views of the memory-mapped file, except for
-    `completion_mask`, which is stored as bits, and for position ids that are not stored.
-
-    Example:
-        A pack of the sequences [5, 6] and [7]:
-        input_ids = [5, 6, 7], position_ids = [0, 1, 0], seq_lengths = [2, 1]
-    """
-
-    input_ids: NDArray[np.int32]  # [T], the tokens of all sequences
-    position_ids: NDArray[Any]  # uint16 or int32 [T], restarts at 0 with each sequence
-    completion_mask: NDArray[np.bool_]  # [T], True = trained
-    seq_lengths: NDArray[np.int32]  # [S], sums to T
-    origin: NDArray[np.int64]  # [S], slice and line of the record; see `Manifest.locate`
-    # [T], weight of each token in the loss, 0 = not trained; None if every trained one weighs 1
-    loss_weights: NDArray[np.float32] | None = None
-    flags: NDArray[np.uint8] | None = None  # [S], see `schema.py`; None before version 2.0
-
-
 class Shards:
-    """A build as a sequence of packs: `len(shards)`, `shards[i]`, iteration.
+    """A build as a sequence of packs: `len(shards)`, `shards[i]`, `shards[i:j]`, iteration.
+
+    `shards["input_ids"]` is a column of all packs, which are read when they are used.
 
     An object is cheap to create, and can be pickled for another process, which opens the files
     itself.
@@ -69,6 +50,20 @@ class Shards:
         self._checked: dict[_ShardNumber, _CheckedFile] = {}
 
     @property
+    def column_types(self) -> dict[str, str]:
+        """The columns that packs have, in order, and their types, as in `shard_columns`.
+
+        A pack may lack the columns `loss_weights` and `flags`, if others have it.
+        """
+        stored = {name for group in self.manifest.read_groups() for name in group.columns}
+        return shard_columns(
+            self.manifest.max_length,
+            position_ids=True,
+            loss_weights="loss_weights" in stored,
+            flags="flags" in stored,
+        )
+
+    @property
     def plan_settings(self) -> dict[str, Any]:
         """The settings by which packs are planned while they are read; {} for stored packs."""
         return {}
@@ -76,7 +71,39 @@ class Shards:
     def __len__(self) -> int:
         return self.manifest.rows
 
-    def __getitem__(self, index: int) -> Pack:
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        return (
+            f"Shards({str(self.root)!r}, {len(self):,} packs of up to"
+            f" {manifest.max_length:,} tokens, {manifest.tokens:,} tokens,"
+            f" {manifest.trained_tokens:,} trained)"
+        )
+
+    @overload
+    def __getitem__(self, key: int) -> Pack: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> list[Pack]: ...
+
+    @overload
+    def __getitem__(self, key: str) -> PackColumn: ...
+
+    def __getitem__(self, key: int | slice | str) -> Pack | list[Pack] | PackColumn:
+        """Return a pack by its index, a list of packs, or a column of all packs by its name.
+
+        Raises:
+            IndexError: The index is out of range.
+            KeyError: No column has this name.
+            ShardError: A file is missing or damaged.
+        """
+        if isinstance(key, slice):
+            return [self.read(index) for index in range(len(self))[key]]
+        if isinstance(key, str):
+            return PackColumn(self, key)
+        return self.read(key)
+
+    def read(self, index: int) -> Pack:
+        """Return the pack of an index, which counts from the end if it is negative."""
         columns, row = self._find(index)
         seq_lengths = columns.row("seq_lengths", row)
         position_ids = (
@@ -96,7 +123,7 @@ class Shards:
         )
 
     def __iter__(self) -> Iterator[Pack]:
-        return (self[index] for index in range(len(self)))
+        return (self.read(index) for index in range(len(self)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_reopen, (str(self.root), self.manifest, self.verify))
@@ -113,6 +140,28 @@ class Shards:
         columns, row = self._find(index)
         return columns.row("seq_lengths", row)
 
+    def to_hf(self, *, streaming: bool = False, **options: Any) -> Any:
+        """Return this build as a data set of the library `datasets`, with a pack in each row.
+
+        The digests of blocks are checked while they are copied, and the packs of layout
+        `sequences` are planned. `datasets.load_dataset` loads the folder too, with the stored
+        columns alone.
+
+        Args:
+            streaming: Whether to return an `IterableDataset`, which reads packs when they are used.
+                Without it, all packs are copied to the cache of `datasets`, once for each build.
+            options: Those of `from_generator`, such as `cache_dir` and `num_proc`.
+
+        Returns:
+            A `Dataset` or an `IterableDataset` with the columns `column_types`.
+
+        Raises:
+            MissingDependency: datasets is not installed.
+        """
+        from sftprep.shards.reading.hf_dataset import to_hf
+
+        return to_hf(self, streaming=streaming, **options)
+
     def sizes(self, packs: ArrayLike) -> PackIndex:
         """Return the sizes of packs, without reading their tokens.
 
@@ -124,7 +173,7 @@ class Shards:
             before version 2.0, they are counted in the shards.
 
         Raises:
-            IndexError: There is no such pack.
+            IndexError: The index is out of range.
             ShardError: A file is missing or damaged.
         """
         wanted = np.asarray(packs, dtype=np.int64)
@@ -143,7 +192,7 @@ class Shards:
             index = read_index(self.root, self.manifest.read_group(number))
             return index.take(packs - self._group_starts[number])
         found = []
-        for pack in map(self.__getitem__, packs.tolist()):
+        for pack in map(self.read, packs.tolist()):
             offsets = np.array([0, len(pack.seq_lengths)])
             found.append(PackIndex.of(pack.completion_mask, pack.seq_lengths, offsets))
         return PackIndex.concatenate(found)
@@ -210,6 +259,39 @@ class Shards:
                 remedy=BUILD_AGAIN,
             )
         return infos[number]
+
+
+class PackColumn(Sequence[NDArray[Any] | None]):
+    """A column of all packs of a build, which are read when they are used.
+
+    A value is the array of one pack, or None where the pack lacks the column.
+
+    Raises:
+        KeyError: No column has this name.
+    """
+
+    def __init__(self, shards: Shards, name: str) -> None:
+        names = [each.name for each in fields(Pack)]
+        if name not in names:
+            raise KeyError(f"packs have no column {name!r}, but {', '.join(names)}")
+        self._shards, self._name = shards, name
+
+    def __repr__(self) -> str:
+        return f"PackColumn({self._name!r} of {self._shards!r})"
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    @overload
+    def __getitem__(self, key: int) -> NDArray[Any] | None: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> list[NDArray[Any] | None]: ...
+
+    def __getitem__(self, key: int | slice) -> Any:
+        if isinstance(key, slice):
+            return [getattr(pack, self._name) for pack in self._shards[key]]
+        return getattr(self._shards.read(key), self._name)
 
 
 class _ShardNumber(NamedTuple):
