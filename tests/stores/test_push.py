@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -340,6 +341,24 @@ def test_a_build_is_not_raw_input(hub, builds, small, tmp_path):
     for name in (URL, NAME):
         with pytest.raises(FormatError, match="is a build of sftprep"):
             small(tmp_path / "o", name)
+
+
+def test_the_sequences_of_a_pushed_build_are_packed_again(hub, builds, small, tmp_path):
+    push(builds / "a", NAME)
+    with pytest.raises(FormatError) as refused:
+        small(tmp_path / "o", URL)
+    command = re.search(r"sftprep build '(.*)'", str(refused.value))
+    assert command is not None
+    small(tmp_path / "o", command[1], max_length=4096)
+
+    def sequences(folder: Path) -> list[list[int]]:
+        return sorted(
+            pack[k : k + 1].input_ids.tolist()
+            for pack in open_shards(folder)
+            for k in range(len(pack.seq_lengths))
+        )
+
+    assert sequences(tmp_path / "o") == sequences(builds / "a")
 
 
 def test_records_of_the_hub_are_read(hub, small, tmp_path):

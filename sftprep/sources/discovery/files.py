@@ -14,9 +14,11 @@ from itertools import takewhile
 
 from sftprep.config.validation import TextUnit, check_local_path, expand_path, printable
 from sftprep.errors import ConfigError, FormatError, InputNotFound, InputUnreadable, setting
+from sftprep.shards.layout import SHARD_FOLDER
 from sftprep.sources.discovery.file_types import SUFFIXES, is_plain_text, kind_of
 from sftprep.sources.discovery.hub_splits import HubConfig, files_of_splits
 from sftprep.sources.discovery.paths import (
+    build_as_input,
     check_regular,
     file_identity,
     is_build,
@@ -228,10 +230,8 @@ def _search_folder(folder: str, search: FolderSearch) -> list[str]:
     with convert_os_errors(folder):
         found_build = is_build(folder)
     if found_build:
-        raise FormatError(
-            f"the folder {folder} is a build of sftprep, whose records are tokenized already",
-            remedy="use the inputs of that build, or train on the build: sfttrain run",
-        )
+        shards = os.path.join(folder, SHARD_FOLDER)
+        raise build_as_input(f"the folder {folder}", folder, shards)
     found = search.find_data_files(folder)
     if not found:
         search.report()

@@ -21,6 +21,7 @@ from sftprep.errors import ConfigError, FormatError, HubError, InputNotFound, fi
 from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
 from sftprep.sources.discovery.file_types import is_data, kind_of
 from sftprep.sources.discovery.hub_splits import choose_config, files_of_splits, glob_matches
+from sftprep.sources.discovery.paths import build_as_input
 from sftprep.sources.discovery.saved import choose_split
 from sftprep.stores.folder import Mark
 from sftprep.stores.hub import HUB_PREFIX
@@ -225,11 +226,8 @@ def _select_files(
         return found
     # 2. Otherwise the README and the names of the files determine the files of the split.
     if MANIFEST_NAME in paths and any(path.startswith(f"{SHARD_FOLDER}/") for path in paths):
-        raise FormatError(
-            f"{where} is a build of sftprep, whose records are tokenized already",
-            remedy=f"use the inputs of that build, or train on it: sfttrain run {HUB_PREFIX}"
-            f"{request.repo}",
-        )
+        url = f"{HUB_PREFIX}{request.repo}"
+        raise build_as_input(where, url, f"{url}/{SHARD_FOLDER}/**/*.arrow")
     data = [path for path in paths if is_data(path)]
     if not data:
         suffixes = sorted(

@@ -13,7 +13,7 @@ import stat
 from pathlib import Path
 
 from sftprep.config.validation import is_url
-from sftprep.errors import InputUnreadable
+from sftprep.errors import FormatError, InputUnreadable
 from sftprep.shards.layout import (
     GROUP_FOLDER,
     KEY_PATTERN,
@@ -147,6 +147,24 @@ def is_build(folder: str) -> bool:
             remedy="check that you may read it, or specify the data files by their names",
         )
     return is_build_folder(Path(folder))
+
+
+def build_as_input(what: str, build: str, shards: str) -> FormatError:
+    """Return the error for a build that is specified as an input.
+
+    Args:
+        what: The build, as the message calls it.
+        build: Its folder or URL, for a command.
+        shards: The input that names its shards alone.
+    """
+    return FormatError(
+        f"{what} is a build of sftprep, whose records are tokenized already",
+        remedy=[
+            "use the inputs of that build, to prepare its records in another way",
+            f"pack its sequences again, as they were cut: sftprep build '{shards}'",
+            f"train on it: sfttrain run {build}",
+        ],
+    )
 
 
 def has_shards(real: str) -> bool:

@@ -6,10 +6,11 @@ import logging
 
 from sftprep.config.validation import TextUnit, printable
 from sftprep.errors import FormatError, InputNotFound, InputUnreadable, setting
-from sftprep.shards.layout import MANIFEST_NAME
+from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
 from sftprep.sources.discovery.file_types import SUFFIXES, is_data, is_metadata, kind_of
 from sftprep.sources.discovery.hub import FoundFile
 from sftprep.sources.discovery.hub_splits import HubConfig, files_of_splits
+from sftprep.sources.discovery.paths import build_as_input
 from sftprep.sources.discovery.saved import choose_split
 from sftprep.stores.folder import StoredFile, list_files
 
@@ -83,10 +84,7 @@ def _select_data(
         if f"/{path}".endswith(f"/{MANIFEST_NAME}") and _is_build(path, paths)
     ]
     if "" in builds:
-        raise FormatError(
-            f"{url} is a build of sftprep, whose records are tokenized already",
-            remedy="use the inputs of that build, or train on the build: sfttrain run",
-        )
+        raise build_as_input(url, url, f"{url}/{SHARD_FOLDER}")
     wanted = {
         path: file
         for path, file in paths.items()
