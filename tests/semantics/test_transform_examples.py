@@ -200,6 +200,30 @@ def test_the_request_and_the_answer_after_earlier_turns_are_kept(key: str) -> No
     ]
 
 
+def test_an_instruction_for_several_pairs_is_kept_with_each_of_them() -> None:
+    pairs = [{"input": "one", "output": "eins"}, {"input": "", "output": "zwei"}]
+    record = {"id": "7", "instruction": "Translate.", "instances": pairs}
+    assert suggested(record).startswith("try: ")
+    code = textwrap.dedent(suggested(record).split("\n", 1)[1])
+    made = run(code, record)
+    assert [[(m["role"], m["content"]) for m in each["messages"]] for each in made] == [
+        [("user", "Translate.\n\none"), ("assistant", "eins")],
+        [("user", "Translate."), ("assistant", "zwei")],
+    ]
+    # Of a single pair, too: a map to messages would lose the instruction.
+    assert "--transform" in suggested({**record, "instances": pairs[:1]})
+
+
+@pytest.mark.parametrize("key", ["instruction", "context"])
+def test_a_text_for_all_turns_is_the_system_prompt_with_a_mark(key: str) -> None:
+    turns = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "so"}]
+    record = {key: "Be brief and kind.", "talk": turns}
+    assert turns_of(record)[0] == ("system", "Be brief and kind.")
+    assert "# EDIT: is this the system prompt?" in suggested(record)
+    # The first request alongside the turns is not lost by a map.
+    assert "--map talk=messages" in suggested({"prompt": "ask", "talk": turns})
+
+
 def test_the_choices_of_an_object_are_shown_and_the_chosen_one_is_the_answer() -> None:
     record = {"question": "ask?", "options": {"A": "one", "B": "two"}, "answer_idx": "B"}
     assert turns_of(record) == [("user", "ask?\nA. one\nB. two"), ("assistant", "two")]

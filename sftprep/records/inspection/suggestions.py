@@ -21,7 +21,13 @@ from sftprep.records.inspection.transform_example import (
     find_marks,
     transform_example,
 )
-from sftprep.records.inspection.turn_examples import EDIT, find_history, find_items, roles_of
+from sftprep.records.inspection.turn_examples import (
+    EDIT,
+    find_history,
+    find_items,
+    find_task,
+    roles_of,
+)
 from sftprep.records.messages import read_messages
 from sftprep.records.options import (
     TRANSFORM,
@@ -80,8 +86,9 @@ def suggest(record: Record, options: RecordOptions) -> list[str]:
             "group the messages: each record is a single message, and a conversation is a record"
             ' {"messages": [...]}'
         ]
-    if find_history(record, options) is not None or find_items(record) is not None:
-        return [_transform_remedy(record, options)]  # a map would lose some of the turns
+    finders = (find_history, find_task, find_items)
+    if any(find(record, options) is not None for find in finders):
+        return [_transform_remedy(record, options)]  # a map would lose a text or a turn
     renames = _conversation_map(record, options) or _pair_map(record)
     if renames is not None and not all(map(_can_be_mapped, renames)):
         return [_transform_remedy(record, options)]

@@ -35,11 +35,13 @@ from sftprep.records.inspection.turn_examples import (
     find_columns,
     find_history,
     find_items,
+    find_task,
     history_lines,
     item_lines,
     pair_turns,
     roles_of,
     speaker_turns,
+    task_lines,
 )
 from sftprep.records.options import Record, RecordOptions, opaque_kind
 from sftprep.records.roles import ROLES, to_role
@@ -162,20 +164,26 @@ def _from_history(record: Record, options: RecordOptions) -> _Example | None:
     )
 
 
+def _from_task(record: Record, options: RecordOptions) -> _Example | None:
+    """Return the example for turns with an instruction or a context for all of them."""
+    found = find_task(record, options)
+    if found is None:
+        return None
+    return _Example(task_lines(record, *found), [(found[0],), found[1]])
+
+
 def _from_items(record: Record, options: RecordOptions) -> _Example | None:
     """Return the example for typed items, some of which are messages."""
-    path = find_items(record)
+    path = find_items(record, options)
     return None if path is None else _Example(item_lines(path), [path])
 
 
 def _from_columns(record: Record, options: RecordOptions) -> _Example | None:
     """Return the example for turns in columns."""
     found = find_columns(record)
-    return (
-        None
-        if found is None
-        else _Example(column_lines(_value_at(record, found[0]), *found), [found[0]])
-    )
+    if found is None:
+        return None
+    return _Example(column_lines(_value_at(record, found[0]), *found), [found[0]])
 
 
 def _from_nested_messages(record: Record, options: RecordOptions) -> _Example | None:
@@ -381,6 +389,7 @@ def _answer_expression(
 
 _EXAMPLES: tuple[Callable[[Record, RecordOptions], _Example | None], ...] = (
     _from_history,
+    _from_task,
     _from_items,
     _from_nested_messages,
     _from_columns,

@@ -19,6 +19,7 @@ from sftprep.records.inspection.record_paths import (
 )
 from sftprep.records.messages import read_messages
 from sftprep.records.options import InvalidRecord, Record, RecordOptions
+from sftprep.records.pair_keys import find_pair
 from sftprep.records.roles import SYSTEM_ROLES, to_role
 
 EDIT = "# EDIT:"
@@ -76,7 +77,54 @@ def history_lines(key: str, answer: Path, request: Path | None) -> list[str]:
     ]
 
 
-def find_items(record: Record) -> Path | None:
+def find_task(record: Record, options: RecordOptions) -> tuple[str, Path] | None:
+    """Return the key of turns, and the path of an instruction or a context for all of them.
+
+    A text that is one of the turns, such as the first request, is neither. A list of texts is more
+    likely one of contexts or of answers than one of turns.
+    """
+    for key, value in record.items():
+        is_list = isinstance(value, list) and all(isinstance(item, dict) for item in value)
+        if not is_list or "assistant" not in roles_of(value, options):
+            continue
+        turns = {inner for _, inner in iter_values({key: value}) if isinstance(inner, str)}
+        for text in find_texts(record):
+            is_other = text.path[0] != key and text.value not in turns
+            if len(text.path) == 1 and is_other and text.part in ("request", "context"):
+                return key, text.path
+    return None
+
+
+def task_lines(record: Record, key: str, task: Path) -> list[str]:
+    """Return the lines of an example for turns with an instruction or a context.
+
+    Pairs become a conversation each, and turns are one.
+    """
+    pairs = {find_pair(item) if isinstance(item, dict) else None for item in record[key]}
+    pair = pairs.pop()
+    instruction, turns = to_expression(task), to_expression((key,))
+    if pair is None or pairs:
+        note = f"{EDIT} is this the system prompt?"
+        return [
+            'return {"messages": [',
+            f'    {{"role": "system", "content": {instruction}}},  {note}',
+            f"    *{turns},",
+            "]}",
+        ]
+    request, answer = pair
+    content = f'"\\n\\n".join(filter(None, [{instruction}, item[{request!r}]]))'
+    return [
+        "return [",
+        '    {"messages": [',
+        f'        {{"role": "user", "content": {content}}},',
+        f'        {{"role": "assistant", "content": item[{answer!r}]}},',
+        "    ]}",
+        f"    for item in {turns}",
+        "]",
+    ]
+
+
+def find_items(record: Record, options: RecordOptions) -> Path | None:
     """Return the path of items of the Responses API: messages, calls and their results."""
     for path, value in iter_values(record):
         if isinstance(value, list) and value and all(map(_is_item, value)):
