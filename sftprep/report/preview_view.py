@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import numpy as np
@@ -172,8 +172,12 @@ def _text_lines(sequence: PreviewSequence, options: ViewOptions) -> Iterator[str
     if sequence.cut_before:
         yield f"  … {sequence.cut_before:,} tokens before this are cut …"
     lines = [*_split_lines(sequence, options)]
-    for trained, stretch in groupby(lines, key=lambda line: line.is_trained):
-        yield from _fold([*stretch], trained, options)
+    turns = accumulate(bool(line.role) for line in lines)
+    stretches = groupby(
+        zip(turns, lines, strict=True), key=lambda each: (each[0], each[1].is_trained)
+    )
+    for (_, trained), stretch in stretches:
+        yield from _fold([line for _, line in stretch], trained, options)
     if sequence.cut_after:
         yield f"  … {sequence.cut_after:,} tokens after this are cut …"
     if cut:

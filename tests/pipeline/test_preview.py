@@ -329,11 +329,15 @@ def test_preview_prints_plain_text_and_escapes_controls(
 
 def test_preview_folds_only_long_texts(records: Any, tokenizer_dir: Path, capsys: Any) -> None:
     lines = "\n".join(f"line {n}" for n in range(100))
-    chat = {"messages": [turn("user", lines), turn("assistant", "all of it")]}
+    chat = {
+        "messages": [turn("system", lines), turn("user", lines), turn("assistant", "all of it")]
+    }
     flags = [records([chat]), "--tokenizer", str(tokenizer_dir), "--train-on", "assistant"]
+    flags += ["--max-length", "8k"]
     text = run(capsys, "preview", *flags, "--no-tokens")[1]
     assert "lines omitted (--full shows them)" in text
     assert "line 50" not in text
+    assert text.count("  user        <|im_start|>user↵") == 1  # each turn is folded by itself
     assert "all of it" in text
     assert "line 50" in run(capsys, "preview", *flags, "--no-tokens", "--full")[1]
 
