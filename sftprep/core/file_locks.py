@@ -62,6 +62,9 @@ def hold_lock(
         finally:
             if lease is not None:
                 lease.release()
+            elif fcntl is not None:
+                # Closing is not enough: a child that was forked meanwhile has the same open file.
+                fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def lease_path(path: Path) -> Path:
@@ -77,7 +80,7 @@ def is_lease(content: bytes) -> bool:
 def _try_flock(file: IO[Any], *, shared: bool, wait: bool) -> bool:
     """Lock a file with `flock`; return whether there is such a lock.
 
-    It ends when the file is closed. A child process that was forked keeps it as well.
+    A child process that was forked keeps it until one of the two unlocks the file.
     """
     if fcntl is None:
         return False

@@ -6,6 +6,7 @@ joins the packs of a device batch.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
@@ -16,8 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from sftprep import Shards
 from sfttrain.data.packs import PackLike, PackSource
 from sfttrain.data.step_plan import StepPlan
+
+_BATCHES_AHEAD = 16
+"""Device batches after the present one whose shards are fetched from a store."""
 
 
 class RowBatch(TypedDict):
@@ -243,10 +248,10 @@ class BatchDataset(Dataset[PackLike]):
 
     def __init__(self, source: PackSource, plan: StepPlan, rank: int) -> None:
         self.source, self.plan, self.rank = source, plan, rank
-        # The latest epoch and its order, and the latest step and its batches: the next batch is
-        # usually of the same ones.
+        # The latest epoch and its order, and the batches of its latest steps: the next batch is
+        # usually of one of them.
         self._epoch, self._order = 0, plan.order(0)
-        self._step, self._batches = (-1, -1), [np.zeros(0, np.int64)]
+        self._batches: OrderedDict[int, list[NDArray[np.int64]]] = OrderedDict()  # by step
 
     def __len__(self) -> int:
         return len(self.source)
@@ -256,11 +261,26 @@ class BatchDataset(Dataset[PackLike]):
         step, batch = divmod(number, self.plan.accumulation)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self.plan.order(epoch)
-        if (epoch, step) != self._step:
-            self._step = epoch, step
-            self._batches = self.plan.batches_of_rank(self._order, step, self.rank)
-        return self._batches[batch].tolist()
+            self._batches.clear()
+        if step not in self._batches:
+            self._batches[step] = self.plan.batches_of_rank(self._order, step, self.rank)
+            if len(self._batches) > _BATCHES_AHEAD + 1:
+                self._batches.popitem(last=False)
+        packs: list[int] = self._batches[step][batch].tolist()
+        return packs
 
     def __getitems__(self, name: tuple[int, int]) -> list[PackLike]:
-        """Return the packs of a device batch, for torch's DataLoader."""
+        """Return the packs of a device batch, for torch's DataLoader.
+
+        The shards of the next batches are fetched ahead, if the packs are those of a build in a
+        store.
+        """
+        if isinstance(self.source, Shards):
+            self.source.fetch_ahead(self._following_packs(*name))
         return [self.source[index] for index in self.packs(*name)]
+
+    def _following_packs(self, epoch: int, number: int) -> Iterator[int]:
+        """Yield the packs of the device batches after one, in their order."""
+        end = min(number + 1 + _BATCHES_AHEAD, self.plan.batches)
+        for following in range(number + 1, end):
+            yield from self.packs(epoch, following)

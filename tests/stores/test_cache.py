@@ -12,7 +12,7 @@ import pytest
 from sftprep import open_shards
 from sftprep.config.cache_location import cache_limit
 from sftprep.errors import ConfigError, ShardError
-from sftprep.shards import reader
+from sftprep.shards.reading import shards as reading
 from sftprep.stores import StoreFolder
 from sftprep.stores.cache import copy_of_input, local_file
 from tests.stores.builds import example_lines, put_object, small_settings
@@ -123,7 +123,7 @@ def test_a_build_is_read_with_a_cache_smaller_than_the_build(
     settings = small_settings(tokenizer_dir)
     manifest = build(str(tmp_path / "rows.jsonl"), output=str(memory), **settings).manifest
     assert manifest.num_shards > 4
-    monkeypatch.setattr(reader, "_MOST_MAPPED", 2)
+    monkeypatch.setattr(reading, "_MOST_MAPPED", 2)
     monkeypatch.setenv("SFTPREP_CACHE_GB", str(manifest.shard_bytes / 3e9))
     shards = open_shards(str(memory))
     for _ in range(2):

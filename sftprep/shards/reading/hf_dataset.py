@@ -56,6 +56,5 @@ def hf_features(columns: Mapping[str, str]) -> Any:
 def _rows(parts: list[tuple[Shards, int, int]]) -> Iterator[dict[str, Any]]:
     for shards, first, end in parts:
         names = [*shards.column_types]
-        for index in range(first, end):
-            pack = shards.read(index)
+        for pack in shards.read_in_order(range(first, end)):
             yield {name: getattr(pack, name) for name in names}

@@ -13,15 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.shards.group import Group, GroupEntry
+from sftprep.shards.layout import SHARD_FOLDER, index_path
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.pack_index import PackIndex
 from sftprep.shards.reading.group_plan import GroupPlan, PackTotals, count_packs, plan_group
 from sftprep.shards.reading.pack import Pack
 from sftprep.shards.reading.pack_settings import PackSettings
-from sftprep.shards.reading.shards import Shards
+from sftprep.shards.reading.shards import ShardNumber, Shards
 from sftprep.shards.reading.stored_sequences import StoredSequences
 from sftprep.shards.schema import position_dtype
 from sftprep.shards.sequences.index import SequenceIndex, read_sequence_index
+from sftprep.stores.fetch_ahead import NeededFile
 from sftprep.stores.folder import BuildFolder, folder_of
 
 MOST_OPEN_GROUPS = 20
@@ -87,6 +89,16 @@ class PlannedShards(Shards):
 
     def _sizes_in_group(self, number: int, packs: NDArray[np.int64]) -> PackIndex:
         return self._group(number).plan.sizes().take(packs - self._group_starts[number])
+
+    def _is_open(self, shard: ShardNumber) -> bool:
+        group = self._open_groups.get(shard.group)
+        return group is not None and group.stored.is_mapped
+
+    def _needed_files(self, shard: ShardNumber) -> Iterator[NeededFile]:
+        group = self.manifest.read_group(shard.group)
+        yield NeededFile(index_path(group.key, group.index_digest), group.index_digest, None)
+        for info in group.shards:
+            yield NeededFile(f"{SHARD_FOLDER}/{info.name}", info.sha256, info.bytes)
 
     def _find_pack(self, index: int) -> tuple[_OpenGroup, int]:
         """Return the group of a pack, and the number of the pack in it."""

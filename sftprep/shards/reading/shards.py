@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from typing import Any, NamedTuple, overload
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from sftprep.errors import ManifestError
@@ -16,18 +16,20 @@ from sftprep.shards.group import ShardInfo
 from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.pack_index import PackIndex, read_index
+from sftprep.shards.reading.mapped_shard import Columns, MappedShard
 from sftprep.shards.reading.pack import Pack
-from sftprep.shards.schema import numpy_view, position_dtype, shard_columns
+from sftprep.shards.schema import position_dtype, shard_columns
 from sftprep.shards.shard_file import BUILD_AGAIN, FileIdentity, ShardFile, check_size
 from sftprep.shards.writer import make_position_ids
 from sftprep.stores.cache import local_file
-from sftprep.stores.folder import BuildFolder, folder_of
+from sftprep.stores.fetch_ahead import FetchAhead, NeededFile
+from sftprep.stores.folder import BuildFolder, StoreFolder, folder_of
 
 _MOST_MAPPED = 256
 """The most shards that stay mapped. Each shard is one map, of which Linux allows a process 65,530.
 A pack keeps the map of its own shard."""
-_MOST_BLOCKS = 16
-"""The most blocks of a shard that stay open. To open one again takes less than to read a pack."""
+_MOST_AHEAD = 8
+"""The most shards that are fetched from a store ahead of their use."""
 
 
 class Shards:
@@ -46,8 +48,9 @@ class Shards:
         # By number of a group: in it, the number of the first pack after each shard.
         self._shard_ends: dict[int, NDArray[np.int64]] = {}
         # By number, the last used last.
-        self._mapped: OrderedDict[_ShardNumber, _MappedShard] = OrderedDict()
-        self._checked: dict[_ShardNumber, _CheckedFile] = {}
+        self._mapped: OrderedDict[ShardNumber, MappedShard] = OrderedDict()
+        self._checked: dict[ShardNumber, _CheckedFile] = {}
+        self._ahead = FetchAhead(root) if isinstance(root, StoreFolder) else None
 
     @property
     def column_types(self) -> dict[str, str]:
@@ -123,7 +126,11 @@ class Shards:
         )
 
     def __iter__(self) -> Iterator[Pack]:
-        return (self.read(index) for index in range(len(self)))
+        return self.read_in_order(range(len(self)))
+
+    def read_in_order(self, packs: Iterable[int]) -> Iterator[Pack]:
+        """Yield the packs of ascending indices; of a build in a store, shards are fetched ahead."""
+        return map(self.read, packs if self._ahead is None else self._announce(packs))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_reopen, (str(self.root), self.manifest, self.verify))
@@ -161,6 +168,32 @@ class Shards:
         from sftprep.shards.reading.hf_dataset import to_hf
 
         return to_hf(self, streaming=streaming, **options)
+
+    def fetch_ahead(self, packs: Iterable[int]) -> None:
+        """Fetch the shards of the next packs from a store into the cache, in the background.
+
+        At most 8 shards are fetched, and at most half of the limit of the cache; what the call
+        before has requested and is not fetched yet is forgotten. An error of a transfer is raised
+        where a pack of the shard is read. Nothing is done for a local build.
+
+        Args:
+            packs: The indices of the packs, in the order in which they will be read. They are taken
+                only as far as needed.
+
+        Raises:
+            IndexError: An index is outside the build.
+        """
+        if self._ahead is None:
+            return
+        wanted: dict[ShardNumber, None] = {}
+        for pack in packs:
+            shard = self._find_shard(pack)[0]
+            if not self._is_open(shard):
+                wanted[shard] = None
+            if len(wanted) == _MOST_AHEAD:
+                break
+        if wanted:
+            self._ahead.request(chain.from_iterable(map(self._needed_files, wanted)))
 
     def sizes(self, packs: ArrayLike) -> PackIndex:
         """Return the sizes of packs, without reading their tokens.
@@ -208,7 +241,7 @@ class Shards:
         group = self._find_shard(index)[0].group
         return self.manifest.locate_in_group(int(columns.row("origin", row)[sequence]), group)
 
-    def _find(self, index: int) -> tuple[_Columns, int]:
+    def _find(self, index: int) -> tuple[Columns, int]:
         """Open the block of a pack, and return it with the row of the pack."""
         shard, pack = self._find_shard(index)
         if shard in self._mapped:
@@ -219,21 +252,51 @@ class Shards:
                 self._mapped.popitem(last=False)
         return self._mapped[shard].find(pack)
 
-    def _find_shard(self, index: int) -> tuple[_ShardNumber, int]:
+    def _find_shard(self, index: int) -> tuple[ShardNumber, int]:
         """Return the number of the shard of a pack, and the number of the pack in the shard."""
         pack = index + len(self) if index < 0 else index
         if not 0 <= pack < len(self):
             raise IndexError(f"pack {index} of {len(self)}")
         group = int(np.searchsorted(self._group_starts, pack, side="right")) - 1
         pack -= int(self._group_starts[group])
+        ends = self._ends_of_shards(group)
+        shard = int(np.searchsorted(ends, pack, side="right"))
+        return ShardNumber(group, shard), pack - (int(ends[shard - 1]) if shard else 0)
+
+    def _ends_of_shards(self, group: int) -> NDArray[np.int64]:
         ends = self._shard_ends.get(group)
         if ends is None:
             ends = np.cumsum(self.manifest.groups[group].packs, dtype=np.int64)
             self._shard_ends[group] = ends
-        shard = int(np.searchsorted(ends, pack, side="right"))
-        return _ShardNumber(group, shard), pack - (int(ends[shard - 1]) if shard else 0)
+        return ends
 
-    def _map(self, shard: _ShardNumber) -> _MappedShard:
+    def _announce(self, packs: Iterable[int]) -> Iterator[int]:
+        """Yield the packs of a build in order; at each shard, request those after it."""
+        last = None
+        for pack in packs:
+            shard = self._find_shard(pack)[0]
+            if shard != last:
+                self.fetch_ahead(self._later_shards(pack))
+                last = shard
+            yield pack
+
+    def _later_shards(self, index: int) -> Iterator[int]:
+        """Yield the first pack of each shard after that of a pack."""
+        for group in range(self._find_shard(index)[0].group, len(self.manifest.groups)):
+            for end in (self._group_starts[group] + self._ends_of_shards(group)).tolist():
+                if index < end < len(self):
+                    yield end
+
+    def _is_open(self, shard: ShardNumber) -> bool:
+        """Return whether a pack of a shard can be read without its file in the cache."""
+        return shard in self._mapped
+
+    def _needed_files(self, shard: ShardNumber) -> Iterator[NeededFile]:
+        """Yield the files that must be in the cache to read the packs of a shard."""
+        info = self._find_info(shard)
+        yield NeededFile(f"{SHARD_FOLDER}/{info.name}", info.sha256, info.bytes)
+
+    def _map(self, shard: ShardNumber) -> MappedShard:
         """Map a shard; the blocks that this object has checked before are not checked again."""
         info = self._find_info(shard)
         name = f"{SHARD_FOLDER}/{info.name}"
@@ -245,9 +308,9 @@ class Shards:
             file = ShardFile(
                 path, info, self.manifest.max_length, verify=self.verify, checked=checked.blocks
             )
-        return _MappedShard(file)
+        return MappedShard(file)
 
-    def _find_info(self, shard: _ShardNumber) -> ShardInfo:
+    def _find_info(self, shard: ShardNumber) -> ShardInfo:
         """Return the entry of a shard, from the file of its group."""
         group, number = shard
         infos = self.manifest.read_group(group).shards
@@ -294,7 +357,7 @@ class PackColumn(Sequence[NDArray[Any] | None]):
         return getattr(self._shards.read(key), self._name)
 
 
-class _ShardNumber(NamedTuple):
+class ShardNumber(NamedTuple):
     """The number of a group, and the number of a shard in it."""
 
     group: int
@@ -307,55 +370,6 @@ class _CheckedFile:
 
     identity: FileIdentity
     blocks: set[int] = field(default_factory=set)
-
-
-class _MappedShard:
-    """A shard, with the columns of the blocks that were used last."""
-
-    def __init__(self, file: ShardFile) -> None:
-        self._file = file
-        self._blocks: OrderedDict[int, _Columns] = OrderedDict()  # by number, the last used last
-
-    def find(self, pack: int) -> tuple[_Columns, int]:
-        """Return the columns of the block of a pack, and the row of the pack in them."""
-        number, row = divmod(pack, self._file.packs_per_block)
-        if number in self._blocks:
-            self._blocks.move_to_end(number)
-        else:
-            self._blocks[number] = _Columns(self._file.read_block(number))
-            if len(self._blocks) > _MOST_BLOCKS:
-                self._blocks.popitem(last=False)
-        return self._blocks[number], row
-
-
-class _Columns:
-    """The columns of one block, as views of the memory map of its shard."""
-
-    def __init__(self, batch: pa.RecordBatch) -> None:
-        self.offsets: dict[str, NDArray[np.int32]] = {}  # [rows + 1], by name of the column
-        self.values: dict[str, NDArray[Any]] = {}  # of all rows; without the mask
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            self.offsets[name] = numpy_view(column.offsets)
-            if pa.types.is_boolean(column.values.type):
-                # The mask stays packed: unpacking all of it would take 8 times the memory.
-                self._bits = np.frombuffer(column.values.buffers()[1], dtype=np.uint8)
-            else:
-                self.values[name] = numpy_view(column.values)
-
-    def row(self, name: str, row: int) -> NDArray[Any]:
-        """Return the values of a column in one row, a view."""
-        offsets = self.offsets[name]
-        return self.values[name][offsets[row] : offsets[row + 1]]
-
-    def mask(self, row: int) -> NDArray[np.bool_]:
-        """Return the completion mask of one row, bool [T], unpacked from bits."""
-        start, end = (
-            int(self.offsets["completion_mask"][row]),
-            int(self.offsets["completion_mask"][row + 1]),
-        )
-        first_byte = start // 8
-        bits = np.unpackbits(self._bits[first_byte : (end + 7) // 8], bitorder="little")
-        return bits[start - 8 * first_byte : end - 8 * first_byte].view(np.bool_)
 
 
 def _reopen(root: str, manifest: Manifest, verify: bool) -> Shards:

@@ -53,6 +53,11 @@ class StoredSequences:
         self._files: dict[int, SequenceFile] = {}
         self._blocks: dict[int, _Block] = {}
 
+    @property
+    def is_mapped(self) -> bool:
+        """Whether all shards are mapped."""
+        return len(self._files) == len(self._infos)
+
     def find(
         self,
         rows: NDArray[np.int32],
