@@ -17,7 +17,12 @@ from numpy.typing import NDArray
 
 from sftprep.sources.discovery.file_types import kind_of
 from sftprep.sources.partition import Partition
-from sftprep.sources.readers.lines import compression, convert_os_errors, open_regular
+from sftprep.sources.readers.lines import (
+    LINE_AHEAD,
+    compression,
+    convert_os_errors,
+    open_regular,
+)
 
 _SMALLEST, _LARGEST = 4 * 1024, 256 * 1024
 _BLOCKS_PER_LANE = 8
@@ -98,7 +103,10 @@ def find_lane_positions(
     begin = partition.start
     if begin:
         # A line across the start belongs to the previous partition, and is skipped.
-        with convert_os_errors(partition.file), open_regular(partition.file) as file:
+        with (
+            convert_os_errors(partition.file),
+            open_regular(partition.file, read_ahead=LINE_AHEAD) as file,
+        ):
             file.seek(begin - 1)
             begin += len(file.readline()) - 1
     return LanePositions(line_starts(data, begin)[lines] // block, rows=False)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from sftprep.core.hashing import hash64
 from sftprep.core.types import TokenBatch
-from sftprep.errors import MismatchError
+from sftprep.errors import MismatchError, StorageError
 from sftprep.packing.window import MOST_WAITS, CarryingWindow
 from sftprep.pipeline.passes.overlong import LengthLimit
 from sftprep.pipeline.passes.preprocess import Preprocessor, preprocess
@@ -314,6 +314,7 @@ class Lane:
             rules.retries,
             rules.pause,
             describe=lambda: f"{self.reader.reading} (lane {self.number} of the stream)",
+            transient=(StorageError,),  # of a store that was reached before
         )
 
     def _tokenize(self, block: Block) -> TokenBatch:

@@ -21,7 +21,7 @@ FilePart = tuple[int, int, "bytes | None"]
 """The start and end of a part of a file, in bytes or rows, and its lines where workers cannot read
 them themselves."""
 
-_LINE_AHEAD = 64 << 10
+LINE_AHEAD = 64 << 10
 """Bytes that are read of an object after a range, for the end of the last line in it."""
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 
@@ -75,7 +75,7 @@ def locate_lines(file: str, start: int, end: int) -> tuple[int, bytes]:
     See `read_line_range`.
     """
     # Of an object, one request reads the range, and usually the rest of its last line.
-    read_ahead = end - start + _LINE_AHEAD
+    read_ahead = end - start + LINE_AHEAD
     with convert_os_errors(file), open_regular(file, read_ahead=read_ahead) as stream:
         # A line that starts at `start` is part of the range: the newline before it is searched.
         begin = 0 if start == 0 else _find_line_start(stream, start - 1, end - 1)
@@ -229,7 +229,7 @@ def reject_other_kinds(file: str) -> None:
         InputUnreadable: It has one.
         OSError: It cannot be opened.
     """
-    with open_regular(file, read_ahead=_LINE_AHEAD) as raw:
+    with open_regular(file, read_ahead=LINE_AHEAD) as raw:
         start = raw.read(8)
     # Both byte orders. Windows programs write UTF-16, and every line of it would be a bad record.
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):

@@ -148,7 +148,12 @@ class Source(Protocol):
 
 
 def retry_with_backoff(
-    call: Callable[[], Result], retries: int, pause: float, *, describe: Callable[[], str]
+    call: Callable[[], Result],
+    retries: int,
+    pause: float,
+    *,
+    describe: Callable[[], str],
+    transient: tuple[type[SftprepError], ...] = (),
 ) -> Result:
     """Call a function, repeatedly if it raises, and return its result.
 
@@ -160,6 +165,7 @@ def retry_with_backoff(
         retries: The maximum number of further calls.
         pause: Seconds before the first retry; the pause doubles each time.
         describe: Returns the description of what is read, for the error.
+        transient: Errors of this project for which the function is called again all the same.
 
     Raises:
         SourceError: All calls raised; the last error is its cause.
@@ -167,9 +173,9 @@ def retry_with_backoff(
     for attempt in range(retries + 1):
         try:
             return call()
-        except (SftprepError, *_MISTAKES):
-            raise
         except Exception as error:  # a source may raise anything: network, file system, user code
+            if isinstance(error, (SftprepError, *_MISTAKES)) and not isinstance(error, transient):
+                raise
             if attempt == retries:
                 raise _exhausted_error(error, describe(), retries, pause) from error
             time.sleep(pause * 2**attempt)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.config.validation import is_url
 from sftprep.core.hashing import hash64
 from sftprep.errors import InputChanged, source_name
 from sftprep.sources.lanes import line_starts
@@ -22,7 +24,10 @@ from sftprep.sources.readers.lines import (
     open_regular,
     reject_shorter,
 )
+from sftprep.stores.folder import Mark, marks_of
 from sftprep.stream.sources.base import PART_BITS, Block, Cursor, LaneAssignment, LineGroup, Reader
+
+_NEW_STREAM = "start a new stream of the new file"
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class LineFiles:
         sizes: The size of each file in bytes when the stream was created.
         block: The size of a block in bytes.
         first_part: The number of the first file among all inputs.
+        marks: For objects in a store, the mark of each when the stream was created; None for files.
     """
 
     files: tuple[str, ...]
@@ -44,38 +50,71 @@ class LineFiles:
     sizes: tuple[int, ...]
     block: int
     first_part: int = 0
+    marks: tuple[Mark | None, ...] = ()
 
     @property
     def identity(self) -> Any:
-        """Return the sizes of the files and of a block.
+        """Return the sizes of the files and of a block, and the tags of objects.
 
         The names may differ after a resume.
         """
-        return [list(self.sizes), self.block]
+        tags = [mark.tag for mark in self.marks if mark is not None]
+        return [list(self.sizes), self.block, *([tags] if tags else [])]
 
     def open(self, assignment: LaneAssignment) -> Reader:
         """Start or resume a pass.
 
         Raises:
-            InputChanged: The size of a file has changed since the stream was created.
+            InputChanged: A file or object has changed since the stream was created.
             InputUnreadable: A file was removed.
+            StorageError: The store cannot be reached.
         """
-        for file, size in zip(self.files, self.sizes, strict=True):
-            if (found := file_size(file)) != size:
+        objects = {}
+        for file, size, mark in zip(self.files, self.sizes, self._all_marks, strict=True):
+            if mark is not None:
+                objects[file] = mark
+            elif (found := file_size(file)) != size:
                 raise InputChanged(
-                    f"{source_name(file)} has {found:,} bytes, and had {size:,}",
-                    remedy="start a new stream of the new file",
+                    f"{source_name(file)} has {found:,} bytes, and had {size:,}", remedy=_NEW_STREAM
                 )
+        reject_changed(objects)
         return _LineReader(self, assignment)
 
     def locate(self, origin: int) -> tuple[str, int]:
         """Return the name of the file and the line, from 1."""
         number = (origin >> PART_BITS) - self.first_part
         file, position = self.files[number], origin & ((1 << PART_BITS) - 1)
+        version: object = self._all_marks[number]
         with convert_os_errors(file):
-            status = os.stat(file)
-            index = _line_index(file, status.st_size, status.st_mtime_ns)
+            if version is None:
+                status = os.stat(file)
+                version = status.st_size, status.st_mtime_ns
+            index = _line_index(file, version)
             return self.names[number], index.newlines_before(position) + 1
+
+    @property
+    def _all_marks(self) -> tuple[Mark | None, ...]:
+        return self.marks or (None,) * len(self.files)
+
+
+def reject_changed(objects: Mapping[str, Mark]) -> None:
+    """Raise InputChanged if an object in a store has another mark than before.
+
+    Args:
+        objects: The mark of each object when the stream was created, by URL.
+
+    Raises:
+        InputChanged: One was replaced or removed.
+        StorageError: The store cannot be reached.
+    """
+    found = marks_of(objects)
+    for url, mark in objects.items():
+        if found.get(url) != mark:
+            raise InputChanged(
+                f"{source_name(url)} was {'replaced' if url in found else 'removed'} after the"
+                " stream was created",
+                remedy=_NEW_STREAM,
+            )
 
 
 class _LineIndex:
@@ -109,8 +148,9 @@ class _LineIndex:
 
 
 @lru_cache(maxsize=256)
-def _line_index(file: str, _size: int, _mtime: int) -> _LineIndex:
-    # The size and the time of change are a part of the key, so a changed file gets a new index.
+def _line_index(file: str, _version: object) -> _LineIndex:
+    # The version (size and time of change, or the mark) is a part of the key, so a changed file
+    # gets a new index.
     return _LineIndex(file)
 
 
@@ -139,8 +179,10 @@ class _LineReader:
         self.reading = source_name(source.names[part])
         file, start = source.files[part], number * source.block
         begin, data = locate_lines(file, start, min(start + source.block, source.sizes[part]))
-        # Checked against the whole file, since the last line of a block ends after the block.
-        reject_shorter(file, file_size(file), source.sizes[part])
+        # Checked against the whole file, since the last line of a block ends after the block. For
+        # an object, that would be a second request, and objects never grow or shrink in place.
+        if not is_url(file):
+            reject_shorter(file, file_size(file), source.sizes[part])
         origins = line_starts(data, begin) + ((part + source.first_part) << PART_BITS)
         return Block((LineGroup(data, source.formats[part]),), origins, at + 1)
 

@@ -16,28 +16,31 @@ from typing import Any
 
 from sftprep.config.build import BuildConfig
 from sftprep.config.user_functions import resolve_function
-from sftprep.config.validation import TextUnit, check_local_path, is_url
+from sftprep.config.validation import TextUnit
 from sftprep.errors import ConfigError
 from sftprep.pipeline.prepare.setup import inspect_source, log_notices
 from sftprep.recipe import Recipe
 from sftprep.sources.discovery.files import reject_duplicates
-from sftprep.sources.discovery.hub import FoundFile, is_hub_name
+from sftprep.sources.discovery.hub import FoundFile
 from sftprep.sources.discovery.inputs import files_of_input
 from sftprep.sources.in_memory import dataset_kind
 from sftprep.sources.lanes import block_bytes, is_plain
 from sftprep.sources.partition import cut, read_partition, source_of
 from sftprep.sources.readers.lines import file_size, reject_shorter
 from sftprep.sources.readers.to_jsonl import iter_lines
+from sftprep.stores.folder import Mark
 from sftprep.stream.sources.base import Source
 from sftprep.stream.sources.chained import Chain
 from sftprep.stream.sources.hf_iterable import DATASET_NAME, ShardedDataset, can_resume_exactly
-from sftprep.stream.sources.line_files import LineFiles
+from sftprep.stream.sources.line_files import LineFiles, reject_changed
 from sftprep.stream.sources.mixture import Mixture, OpenedMixture
 from sftprep.stream.sources.sequential import Lines, Rows
 
 _PARTITION_BYTES = 1 << 20
 """Partitions of a file that is read from its start; small, since the rest of one is read again
 after an error."""
+_OBJECT_PARTITION_BYTES = 8 << 20
+"""The same for an object in a store, for each of which its mark is requested."""
 
 
 def open_source(source: Any, config: BuildConfig, recipe: Recipe) -> Source:
@@ -122,9 +125,9 @@ def _open_files(
     strip_nulls = config.read.strip_nulls
     files = [file for name in names for file in _find_files(name, config)]
     reject_duplicates([file.path for file in files])
-    sizes = [file_size(file.path) for file in files]
+    sizes = [file_size(file.path) if file.mark is None else file.mark.size for file in files]
     lines = [
-        FileLines(file.path, strip_nulls, size, _text_unit(config))
+        FileLines(file.path, strip_nulls, size, _text_unit(config), file.mark)
         for file, size in zip(files, sizes, strict=True)
     ]
     readings = [
@@ -160,9 +163,11 @@ def _open_files(
                 tuple(sizes[at:end]),
                 block,
                 part + at,
+                tuple(file.mark for file in files[at:end]),
             )
         else:
-            source = Rows(lines[at], files[at].name, formats[at], part + at, sizes[at])
+            facts = files[at].mark or sizes[at]
+            source = Rows(lines[at], files[at].name, formats[at], part + at, facts)
         sources.append(source)
         first_parts.append(part + at)
         at = end
@@ -172,8 +177,6 @@ def _open_files(
 
 def _find_files(name: str, config: BuildConfig) -> list[FoundFile]:
     read = config.read
-    if is_url(name) and not is_hub_name(name):
-        check_local_path(name, "the input of a stream")
     return files_of_input(
         name,
         split=read.split,
@@ -239,32 +242,42 @@ class FileLines:
         size: The size of the file in bytes when the stream was created. Reading raises
             InputChanged if the file has become shorter.
         text_unit: What a record of plain text is; None if such files are not read.
+        mark: The mark of an object in a store at that time; None for a file. Reading raises
+            InputChanged if it has another one.
     """
 
     file: str
     strip_nulls: bool = False
     size: int = 0
     text_unit: TextUnit | None = None
+    mark: Mark | None = None
 
     def __call__(self, _epoch: int, start: int) -> Iterator[bytes]:
         at = 0
+        self._check_unchanged()  # first: another object may not even be of the same kind
         source = dataclasses.replace(
-            source_of(self.file, self.text_unit), strip_nulls=self.strip_nulls
+            source_of(self.file, self.text_unit),
+            strip_nulls=self.strip_nulls,
+            size=self.mark and self.mark.size,
         )
-        for partition in cut([source], _PARTITION_BYTES):
+        size = _PARTITION_BYTES if self.mark is None else _OBJECT_PARTITION_BYTES
+        for partition in cut([source], size):
             if partition.kind in ("parquet", "arrow") and partition.end <= start:
                 at = partition.end
                 continue
             data = read_partition(partition)
-            self._check_size()
+            self._check_unchanged()
             for line in _split_lines(data):
                 if at >= start:
                     yield line
                 at += 1
-        self._check_size()
+        self._check_unchanged()
 
-    def _check_size(self) -> None:
-        reject_shorter(self.file, file_size(self.file), self.size)
+    def _check_unchanged(self) -> None:
+        if self.mark is None:
+            reject_shorter(self.file, file_size(self.file), self.size)
+        else:
+            reject_changed({self.file: self.mark})
 
 
 @dataclass(frozen=True)
