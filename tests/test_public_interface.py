@@ -93,6 +93,7 @@ PUBLIC_NAMES = {
         "hub_errors",
         "hub_reason",
         "is_url",
+        "list_files",
     },
     "sftprep.stream": {"Mixture", "PackedStream", "Placed", "State", "open_stream"},
     "sftprep.torch": {"PackedDataset", "StreamLoader", "collate_packs", "pack_to_tensors"},

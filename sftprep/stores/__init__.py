@@ -7,7 +7,16 @@ read as folders too, each at one commit; `hub.py` writes to them.
 """
 
 from sftprep.config.validation import is_url
-from sftprep.stores.folder import Mark, StoredFile, StoreFolder, folder_of
+from sftprep.stores.folder import Mark, StoredFile, StoreFolder, folder_of, list_files
 from sftprep.stores.hub_error_conversion import hub_errors, hub_reason
 
-__all__ = ["Mark", "StoreFolder", "StoredFile", "folder_of", "hub_errors", "hub_reason", "is_url"]
+__all__ = [
+    "Mark",
+    "StoreFolder",
+    "StoredFile",
+    "folder_of",
+    "hub_errors",
+    "hub_reason",
+    "is_url",
+    "list_files",
+]

@@ -32,8 +32,8 @@ class RunConfig:
         default=None,
         metadata={
             "help": (
-                "Folder of packs that `sftprep build` wrote, or raw records; also accepted as DIR,"
-                " without the flag."
+                "Folder of packs that `sftprep build` wrote, or raw records, on a disk or at a URL"
+                " (s3://, gs://, az://, hf://); also accepted as DIR, without the flag."
             )
         },
     )

@@ -13,13 +13,11 @@ from sftprep.errors import ConfigError, InputNotFound, SftprepError, setting
 from sftprep.shards import is_finished_build
 from sftprep.stores import is_url
 from sftprep.stream import PackedStream
-from sfttrain.data.inputs import open_build
+from sfttrain.data.inputs import HUB_PREFIX, file_stamps, open_build
 
 if TYPE_CHECKING:
     from sfttrain.cli.arguments import RunConfig
     from sfttrain.config.model_config import ModelConfig
-
-_HUB_PREFIX = "hf://"
 
 
 def load_run_datasets(
@@ -42,9 +40,10 @@ def load_run_datasets(
         ConfigError: The dataset does not have the split.
     """
     name = str(run.data)
-    if name != run.dataset_name or os.path.exists(name):
+    is_on_hub = name.startswith(HUB_PREFIX)
+    if name != run.dataset_name or os.path.exists(name) or (is_url(name) and not is_on_hub):
         return open_data(name, max_length), None
-    if not name.startswith(_HUB_PREFIX):
+    if not is_on_hub:
         check_local_path(name, setting("dataset_name"))
     splits = _load_from_hub(run)
     train = _select_split(splits, run.dataset_train_split, "dataset_train_split", name)
@@ -79,13 +78,14 @@ def open_data(path: str, max_length: int | None = None) -> Any:
 
     Raises:
         InputNotFound: The path does not exist, and no file matches it as a pattern.
-        ManifestError: The path is a URL, and not that of a finished build; one on the Hub may also
-            be that of a data set with records.
+        StorageError: The path is the URL of a store that cannot be reached.
     """
-    if path.startswith(_HUB_PREFIX):
-        return open_build(path, max_length) if is_finished_build(path) else path
     if is_url(path):
-        return open_build(path, max_length)
+        if is_finished_build(path):
+            return open_build(path, max_length)
+        if not path.startswith(HUB_PREFIX) and file_stamps(path) is None:
+            raise _not_found(path)
+        return path
     if not os.path.exists(path):
         check_local_path(path, "DIR")
     folder = Path(path).expanduser()
@@ -95,11 +95,15 @@ def open_data(path: str, max_length: int | None = None) -> Any:
     ):
         return open_build(folder, max_length)
     if not (folder.exists() or glob.glob(str(folder))):
-        raise InputNotFound(
-            f"the file or folder {path} does not exist",
-            remedy="specify the folder that `sftprep build` wrote, or a file of records",
-        )
+        raise _not_found(path)
     return os.fspath(folder)
+
+
+def _not_found(path: str) -> InputNotFound:
+    return InputNotFound(
+        f"the file or folder {path} does not exist",
+        remedy="specify the folder that `sftprep build` wrote, or a file of records",
+    )
 
 
 def _is_data_file(file: Path) -> bool:

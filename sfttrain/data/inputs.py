@@ -11,9 +11,12 @@ from typing import Any
 import sftprep
 from sftprep.errors import ConfigError
 from sftprep.shards import is_finished_build
+from sftprep.stores import is_url, list_files
 from sfttrain.data.streaming import is_stream
 from sfttrain.data.token_rows import IndexedRows, has_packed_tokens, has_tokens
 
+HUB_PREFIX = "hf://"
+"""The start of the URL of a data set on the Hub."""
 _VALID_DATASETS = (
     "pass a datasets.Dataset or IterableDataset, a list of dictionaries, the path of a file of"
     " records, or the folder of a build of `sftprep build`"
@@ -166,12 +169,22 @@ def file_stamps(path: str) -> list[Any] | None:
     """Return path, size and modification time of every file matching a path.
 
     Args:
-        path: A file, a glob, or a folder, of which all files in it and its subfolders are taken.
+        path: A file, a glob, or a folder, of which all files in it and its subfolders are taken;
+            also as the URL of an object store.
 
     Returns:
         For each file, its absolute path, its size in bytes, and its modification time in
-        nanoseconds; None if nothing matches.
+        nanoseconds; for each object in a store, its URL, size and tag. None if nothing matches,
+        and for a data set on the Hub.
+
+    Raises:
+        ConfigError: The protocol of the URL is unknown.
+        StorageError: The store cannot be reached.
     """
+    if path.startswith(HUB_PREFIX):
+        return None
+    if is_url(path):
+        return [[file.url, *file.mark] for file in list_files(path.rstrip("/"))] or None
     expanded = os.path.expanduser(path)
     matches = sorted(glob.glob(expanded)) or [expanded]  # a file can have brackets in its name
     files = [

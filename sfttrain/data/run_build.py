@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,6 +13,7 @@ import sftprep
 from sftprep.errors import SettingNames, SftprepError, settings_shown_as
 from sftprep.shards import data_warnings, length_warning, storage_errors
 from sfttrain.config.setting_names import TrainerNames
+from sfttrain.data.inputs import file_stamps
 
 _LARGE_INPUT = 128 * 2**20
 """Size in bytes from which a build has several workers and a process of its own, so that its memory
@@ -49,7 +49,7 @@ def run_build(settings: dict[str, Any], *, name: str, rows: str | None = None) -
 
 
 def _input_size(inputs: tuple[str, ...]) -> int:
-    return sum(os.path.getsize(path) for path in inputs if os.path.isfile(path))
+    return sum(size for path in inputs for _, size, _ in file_stamps(path) or ())
 
 
 def folder_of_process(parent: Path) -> Path:

@@ -299,7 +299,7 @@ def test_urls_are_refused_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_urls_as_data_are_refused_and_nothing_is_written(
+def test_unknown_urls_as_data_are_refused_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, tokenizer_dir: Path
 ) -> None:
     from tests.sfttrain.trainer_factory import model_folder
@@ -308,8 +308,12 @@ def test_urls_as_data_are_refused_and_nothing_is_written(
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     for data in (
-        *(["s4://b/x.jsonl"], ["file:///b/x"], ["--stream", "s3://b/x.jsonl"]),
-        *(["--dataset_name", "S3://b/x"], ["--dataset_name", "s3://b/x"]),
+        *(["s4://b/x.jsonl"], ["file:///b/x"], ["--stream", "s4://b/x.jsonl"]),
+        *(
+            ["--stream", "s3:/b/x.jsonl"],
+            ["--dataset_name", "S4://b/x"],
+            ["--dataset_name", "s3:b"],
+        ),
     ):
         arguments = ["--model", str(model), "--output_dir", "o", "--use_cpu", "--max_steps", "1"]
         assert main(["run", *data, *arguments]) == 2

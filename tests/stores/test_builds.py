@@ -13,6 +13,7 @@ from sftprep import merge, open_shards, read_manifest, verify
 from sftprep.cli import main
 from sftprep.errors import (
     ConfigError,
+    InputNotFound,
     ManifestError,
     OutputBusy,
     OutputExists,
@@ -55,6 +56,18 @@ def test_a_build_in_a_store_is_that_of_a_local_folder(store, small, tmp_path):
         packs = range(len(shards))
         assert shards.sizes(packs).equals(local_shards.sizes(packs))
     assert shards.locate(0, 0) == local_shards.locate(0, 0)
+
+
+def test_worker_processes_read_and_write_a_store(s3, small, tmp_path):
+    s3.put([(tmp_path / "rows.jsonl", "in/a.jsonl"), (tmp_path / "rows.jsonl", "in/b.jsonl")])
+    for name in "ab":
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{name}.jsonl").write_bytes((tmp_path / "rows.jsonl").read_bytes())
+    expected = small(tmp_path / "o", source=tmp_path / "in").manifest
+    assert len(expected.groups) == 2
+    report = small(s3 / "o", source=s3 / "in", workers=2)
+    assert report.manifest.data_digest == expected.data_digest
+    assert verify(str(s3 / "o"), workers=2).ok
 
 
 def test_a_finished_build_is_replaced_only_on_request(store, small, tmp_path):
@@ -263,7 +276,7 @@ def test_sfttrain_opens_a_build_in_a_store(memory, small):
 
     manifest = small(memory).manifest
     assert len(open_data(str(memory))) == manifest.rows
-    with pytest.raises(ManifestError, match="is not a finished build"):
+    with pytest.raises(InputNotFound, match="does not exist"):
         open_data(f"{memory}/none")
 
 
