@@ -171,6 +171,7 @@ class SftprepError(Exception):
         remedy: The remedy in the form of the front end `names`.
         setting: The name of the first setting in the message, or "".
         names: The front end that renders the references: Python, unless `shown_by` chose another.
+        text, remedies: The arguments, with their references.
 
     Example:
         error = ConfigError("too short", remedy=f"raise {setting('max_length')}")
@@ -184,21 +185,21 @@ class SftprepError(Exception):
         self.names: SettingNames = PythonNames()
         # `args` is what `repr` shows.
         super().__init__(render_settings(message, self.names))
-        self._message = message
-        self._remedies = (remedy,) if isinstance(remedy, str) else tuple(remedy)
+        self.text = message
+        self.remedies = (remedy,) if isinstance(remedy, str) else tuple(remedy)
 
     @property
     def message(self) -> str:
-        return render_settings(self._message, self.names)
+        return render_settings(self.text, self.names)
 
     @property
     def remedy(self) -> str:
-        usable = [text for text in self._remedies if has_settings(text, self.names)]
-        return ", or ".join(render_settings(text, self.names) for text in usable or self._remedies)
+        usable = [text for text in self.remedies if has_settings(text, self.names)]
+        return ", or ".join(render_settings(text, self.names) for text in usable or self.remedies)
 
     @property
     def setting(self) -> str:
-        return next((name for name, _ in _settings_in(self._message)), "")
+        return next((name for name, _ in _settings_in(self.text)), "")
 
     def shown_by(self, names: SettingNames) -> Self:
         """Return a copy of the error with references in the form of a front end."""

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from sftprep.config.validation import TextUnit, is_url
+from sftprep.errors import FormatError, InputUnreadable
 from sftprep.sources.discovery.file_types import kind_of
 from sftprep.sources.discovery.files import find_files
 from sftprep.sources.readers.arrow_tables import arrow_parts, count_arrow_rows, read_arrow_rows
@@ -310,7 +311,10 @@ def _readable(file: str, kind: str) -> Iterator[str]:
     with ExitStack() as stack:
         with convert_os_errors(file):
             path = stack.enter_context(copy_of_input(file))
-        yield str(path)
+        try:
+            yield str(path)
+        except (FormatError, InputUnreadable) as error:  # they name the copy
+            raise type(error)(f"{file}: {error.text}", remedy=error.remedies) from error
 
 
 def _number_rows(blocks: Iterator[bytes]) -> Iterator[FilePart]:

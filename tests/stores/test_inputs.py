@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import pickle
 from collections import Counter
 
 import pyarrow as pa
@@ -204,6 +205,14 @@ def test_a_url_without_data_is_an_error(memory, tmp_path, tokenizer_dir, name, c
     with pytest.raises(error):
         build(f"{memory}/{name}", output=tmp_path / "o", **small_settings(tokenizer_dir))
     assert not (tmp_path / "o").exists()
+
+
+def test_an_error_in_a_copied_object_names_its_url(memory, tmp_path, tokenizer_dir):
+    url = put_object(memory, "a.jsonl.gz", gzip.compress(example_lines(0, 9))[:-20], tmp_path)
+    with pytest.raises(InputUnreadable, match="is damaged or cut short") as caught:
+        build(url, output=tmp_path / "o", **small_settings(tokenizer_dir))
+    assert caught.value.message.startswith(f"{url}: ")
+    assert str(caught.value) == str(pickle.loads(pickle.dumps(caught.value)))
 
 
 def test_a_build_is_not_an_input(memory, tmp_path, tokenizer_dir, caplog):
