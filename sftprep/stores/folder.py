@@ -110,10 +110,19 @@ class StoreFolder:
         return _mark_of(details, self.url)
 
     def list_files(self) -> list[StoredFile]:
-        """Return the objects in the folder and below, sorted by URL."""
+        """Return the objects in the folder and below, sorted by URL.
+
+        Raises:
+            StorageError: The bucket does not exist, or the store cannot be reached.
+        """
         system, key = open_file_system(self.url)
-        with store_errors("list", self.url):
-            found = system.find(key, detail=True)
+        try:
+            with store_errors("list", self.url):
+                found = system.find(key, detail=True)
+        except FileNotFoundError as error:
+            raise StorageError(
+                f"cannot list {self.url}: {error}", remedy="check the name of the bucket"
+            ) from error
         prefix = f"{self.url}/"
         files = _to_files(found, base_of(self.url, key))
         return [each for each in files if each.url.startswith(prefix)]

@@ -8,7 +8,7 @@ import pytest
 
 from sftprep import verify
 from sftprep.cli import main
-from sftprep.errors import ManifestError
+from sftprep.errors import ManifestError, StorageError
 from sftprep.pipeline.output.garbage import collect_garbage
 from tests.stores.builds import put_object, read_object
 from tests.stores.failures import killed_before
@@ -51,3 +51,9 @@ def test_the_command_removes_garbage(memory, small, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["gc", str(tmp_path)])
     assert caught.value.code == 2
+
+
+def test_a_bucket_that_does_not_exist_is_an_error(s3):
+    url = str(s3).replace("bucket", "none")
+    with pytest.raises(StorageError, match="bucket does not exist"):
+        collect_garbage(url, datetime.timedelta(days=7))
