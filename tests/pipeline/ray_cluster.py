@@ -5,11 +5,13 @@ Usage: python -m tests.pipeline.ray_cluster FOLDER INPUT TOKENIZER
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,16 @@ import ray
 from ray.cluster_utils import Cluster
 
 from sftprep import build, read_manifest, verify
+from sftprep.stores import StoreFolder, folder_of
+from tests.stores.servers import s3_server
 
 _SETTINGS = {"max_length": 256, "shard_tokens": 20_000, "group_bytes": 1 << 16}
 
 
-def digest_of(folder: Path, source: str, tokenizer: str, **more: Any) -> str:
+HAS_STORE = all(map(importlib.util.find_spec, ("s3fs", "moto")))
+
+
+def digest_of(folder: Path | str, source: str | None, tokenizer: str, **more: Any) -> str:
     report = build(source, output=folder, tokenizer=tokenizer, **_SETTINGS, **more)
     assert len(report.manifest.groups) > 10
     return report.manifest.data_digest
@@ -86,6 +93,20 @@ def check_verification(folder: Path) -> None:
     killer.join()
 
 
+def print_builds_in_store(url: str, folder: Path, source: str, tokenizer: str) -> None:
+    """Print the digests of builds with inputs, and an output, in a store."""
+    inputs = folder_of(f"{url}/in")
+    assert isinstance(inputs, StoreFolder)
+    inputs.put((path, path.name) for path in Path(source).iterdir())
+    for name, output in (
+        ("inputs in a store", folder / "from a store"),
+        ("inputs and output in a store", f"{url}/build"),
+    ):
+        scratch = {} if isinstance(output, Path) else {"scratch": str(folder / "scratch")}
+        print(name, digest_of(output, str(inputs), tokenizer, executor="ray", **scratch), sep=": ")
+        assert verify(output, executor="ray").ok
+
+
 def main(folder: Path, source: str, tokenizer: str) -> None:
     """Print the digest of each build, one per line."""
     inputs = sorted(map(str, Path(source).iterdir()))
@@ -96,11 +117,17 @@ def main(folder: Path, source: str, tokenizer: str) -> None:
     mixture = {"sources": sources, "duplicates": "drop"}
     print("local", digest_of(folder / "local", source, tokenizer))
     print("mixture, local", digest_of(folder / "local mixture", None, tokenizer, **mixture))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-    ray.init(address=cluster.address, log_to_driver=False)
-    try:
+    with ExitStack() as stack:
+        # First: the machines of the cluster inherit the variables with its address.
+        url = stack.enter_context(s3_server()) if HAS_STORE else None
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        stack.callback(cluster.shutdown)
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        ray.init(address=cluster.address, log_to_driver=False)
+        stack.callback(ray.shutdown)
         print("ray", digest_of(folder / "ray", source, tokenizer, executor="ray"))
+        if url is not None:
+            print_builds_in_store(url, folder, source, tokenizer)
         for name, pattern, settings in (
             ("worker killed in the tokenization", "spill/*.arrow", {}),
             ("worker killed while shards are written", "spill/shards/*/*.arrow", {}),
@@ -119,9 +146,6 @@ def main(folder: Path, source: str, tokenizer: str) -> None:
             digest = digest_of(folder / name, source, tokenizer, executor="ray")
         print(name, digest, sep=": ")
         check_verification(folder / "ray")
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,17 @@ _AZURITE_KEY = (
 
 
 @contextmanager
-def s3_server() -> Iterator[str]:
-    """Run moto's server, and yield the URL of a bucket."""
+def s3_server(wrap: Callable[[Any], Any] = lambda app: app) -> Iterator[str]:
+    """Run moto's server, and yield the URL of a bucket.
+
+    Args:
+        wrap: Returns the WSGI application that serves requests, from that of moto.
+    """
     pytest.importorskip("s3fs", reason="s3fs is not installed")
     server_of = pytest.importorskip("moto.server", reason="moto[server] is not installed")
     server = server_of.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    server._server.app = wrap(server._server.app)
     host, port = server.get_host_and_port()
     variables = {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
@@ -149,7 +154,8 @@ def _environment(protocol: str, variables: dict[str, str]) -> Iterator[None]:
 def _create_bucket(protocol: str) -> None:
     import fsspec
 
-    fsspec.filesystem(protocol, use_listings_cache=False).mkdir(BUCKET)
+    with suppress(FileExistsError):  # all servers of moto in a process have the same buckets
+        fsspec.filesystem(protocol, use_listings_cache=False).mkdir(BUCKET)
 
 
 def _free_port() -> int:
