@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from sftprep.pipeline.executors.base import Executor, check_sendable
 from sftprep.pipeline.groups.kept_spills import limit_spills
 from sftprep.pipeline.groups.ledgers import check_not_empty, check_rejected
 from sftprep.pipeline.groups.receipt_cache import keep_results
-from sftprep.pipeline.groups.receipts import place_group_file
+from sftprep.pipeline.groups.receipts import find_shards, place_group_file
 from sftprep.pipeline.groups.rounds import (
     GroupProgress,
     Rounds,
@@ -36,6 +36,7 @@ from sftprep.pipeline.output.claim import Output, claim_destination, find_destin
 from sftprep.pipeline.output.data_card import data_card
 from sftprep.pipeline.output.part_identity import check_identity
 from sftprep.pipeline.output.root_manifest import NewGroup, link_evaluation, make_manifest
+from sftprep.pipeline.output.scratch import ScratchOutput
 from sftprep.pipeline.passes.shard_pass import Progress
 from sftprep.pipeline.prepare.inputs import check_unchanged
 from sftprep.pipeline.prepare.setup import Setup, prepare_setup
@@ -110,7 +111,8 @@ def build(
         with start_workers(config, setup, output.work, executor) as workers:
             tasks = workers.tasks
             shown = GroupProgress(progress, input_bytes(setup) * count_rounds(tasks))
-            rounds = run_rounds(tasks, workers.executor, shown)
+            send = _sender(output, tasks)
+            rounds = run_rounds(tasks, workers.executor, shown, on_done=send)
             _check_complete(rounds, output.work)
             done = separate_equal(rounds, workers.executor, shown)
             held_out = _write_evaluation(config, workers, done, output, shown)
@@ -130,6 +132,16 @@ def build(
         evaluation=evaluation and dataclasses.replace(evaluation, folder=folder / EVAL_FOLDER),
         readings=_complete_readings(setup.readings, tasks, done),
     )
+
+
+def _sender(output: Output, tasks: list[GroupTask]) -> Callable[[GroupDone], None]:
+    """Return a function that sends the shards of a group to an output that is not a local folder.
+
+    Nothing is sent before a build of one group is done, since it needs all of its room anyway.
+    """
+    if not isinstance(output, ScratchOutput) or tasks[0].is_only:
+        return lambda done: None
+    return lambda done: output.send_shards(find_shards(output.work, done))
 
 
 def _keep_for_later_builds(

@@ -35,6 +35,7 @@ KEY_PATTERN = r"[0-9a-f]{16}"  # keys of groups, see `Group.key`
 GROUP_FILE_PATTERN = rf"{KEY_PATTERN}-[0-9a-f]{{16}}"  # names of files of groups: key and digest
 RECEIPT_PATTERN = r"receipt-[0-9a-f]{40}\.json"  # names of receipts in the work folder
 RECEIPT_FIELD = "sftprep_receipt"  # the key in the first line of a receipt
+SENT_SUFFIX = ".sent"  # of a file in the work folder with the SHA-256 of a shard that is elsewhere
 RECIPE_PATTERN = r"recipe-[0-9a-f]{16}\.jsonl"  # names of recipes in the work folder
 
 BUILD_FOLDERS = re.compile(

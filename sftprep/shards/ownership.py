@@ -39,6 +39,7 @@ from sftprep.shards.layout import (
     RECEIPT_PATTERN,
     RECIPE_PATTERN,
     REJECTED_FOLDER,
+    SENT_SUFFIX,
     SHARD_FOLDER,
     SPILL_PATTERN,
     has_group,
@@ -196,6 +197,11 @@ def _read_arrow_schema(path: Path) -> Any:
         return None
 
 
+def _is_sent_digest(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return re.fullmatch(rb"[0-9a-f]{64}", file.read(65)) is not None
+
+
 def _is_rejected(path: Path) -> bool:
     """Return whether every line of a nonempty file describes a rejected record."""
     has_entry = False
@@ -243,4 +249,5 @@ _TESTS: tuple[tuple[re.Pattern[str], Callable[[Path], bool]], ...] = (
     (re.compile(r"rejected-[0-9a-f]{40}\.jsonl"), _is_rejected),
     (re.compile(r"hashes-[0-9a-f]{40}\.npy|duplicates-[0-9a-f]{40}-\d{5,}\.npy"), _is_array),
     (re.compile(rf"({EVAL_FOLDER}/)?{SHARD_FOLDER}/{SHARD_PATTERN}"), is_shard),
+    (re.compile(rf"{SHARD_FOLDER}/{SHARD_PATTERN}{re.escape(SENT_SUFFIX)}"), _is_sent_digest),
 )

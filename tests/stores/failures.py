@@ -1,8 +1,9 @@
-"""File systems that fail at a chosen change: a build that is killed, a network that fails."""
+"""Failures at a chosen change or request: a build that is killed, a server that goes down."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -69,3 +70,34 @@ def killed_before(change: int, action: Callable[[], object]) -> bool:
     except Killed:
         return True
     return False
+
+
+class FailingServer:
+    """A WSGI application that answers requests up to a chosen one, and then with an error.
+
+    Args:
+        app: The application behind it.
+
+    Attributes:
+        requests: The number of requests so far.
+        fails_from: The number of the first request that fails, from 0; None for none.
+        carries_out: Whether the first request that fails is carried out, and its response lost.
+        is_down: Whether all later requests fail too.
+    """
+
+    def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
+        self._app, self._lock = app, threading.Lock()
+        self.requests = 0
+        self.fails_from: int | None = None
+        self.carries_out, self.is_down = False, True
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        with self._lock:
+            number, self.requests = self.requests, self.requests + 1
+        first = self.fails_from
+        if first is None or number < first or (number > first and not self.is_down):
+            return self._app(environ, start_response)
+        if number == first and self.carries_out:
+            list(self._app(environ, lambda *_: None))
+        start_response("503 Service Unavailable", [("Content-Length", "0")])
+        return [b""]

@@ -31,9 +31,10 @@ from sftprep.pipeline.groups.receipt_files import Receipt, read_receipt, write_r
 from sftprep.pipeline.groups.task import GroupDone, GroupInput, GroupTask
 from sftprep.pipeline.passes.spill import read_spill
 from sftprep.pipeline.prepare.inputs import absolute_path, check_files_unchanged
-from sftprep.shards.group import Group, check_shards
+from sftprep.shards.group import Group, ShardInfo, check_shards
 from sftprep.shards.json_fields import FieldError, parse_fields
 from sftprep.shards.layout import (
+    SENT_SUFFIX,
     SHARD_FOLDER,
     group_path,
     index_path,
@@ -185,14 +186,17 @@ def _is_complete(task: GroupTask, receipt: Receipt) -> bool:
 
 
 def _has_file(task: GroupTask, name: str, size: int, expected: str) -> bool:
-    """Return whether a file of a build is in the work folder or in the output folder.
+    """Return whether a shard of a build is in the work folder or in the output folder.
 
     In the work folder, it was written a short time ago; a file of a finished build may have been
-    damaged since, so all of it is read.
+    damaged since, so all of it is read. A shard that was sent to a store left its digest.
     """
     staged = task.staging / name
     if staged.is_file() and not staged.is_symlink():
         return staged.stat().st_size == size
+    sent = staged.with_name(f"{staged.name}{SENT_SUFFIX}")
+    if sent.is_file() and sent.read_bytes() == expected.encode():
+        return True
     # Files are staged under the same paths as later in the output folder.
     final = task.settings.root / staged.relative_to(task.settings.work)
     return not final.is_symlink() and find_digest(final) == expected
@@ -205,6 +209,16 @@ def _has_index(task: GroupTask, group: Group) -> bool:
     return any(
         is_index(path, group.index_digest) for path in (staged, final) if not path.is_symlink()
     )
+
+
+def find_shards(work: Path, done: GroupDone) -> tuple[ShardInfo, ...]:
+    """Return the shards of a group that was just done."""
+    receipt = read_receipt(work / receipt_name(done.receipt))
+    assert receipt is not None, "it was just written or checked"
+    if not receipt.group:
+        return ()
+    group: Group = parse_fields(Group, json.loads(receipt.group), "")
+    return group.shards
 
 
 def find_digest(path: Path) -> str:

@@ -86,6 +86,7 @@ def run_rounds(
     executor: Executor,
     progress: GroupProgress,
     is_own: Callable[[GroupTask], bool] = lambda task: True,
+    on_done: Callable[[GroupDone], None] = lambda done: None,
 ) -> Rounds:
     """Run groups of a build.
 
@@ -95,6 +96,7 @@ def run_rounds(
             machines, whole groups.
         progress: The progress of the build.
         is_own: Whether a group belongs to this part; other parts run the others.
+        on_done: Called in this process with the result of each group, as soon as it is done.
 
     Raises:
         SftprepError: An error of a record, a setting or the storage.
@@ -126,7 +128,7 @@ def run_rounds(
         ]
     tasks = training + evaluation
     own = [*filter(is_own, tasks)]
-    results = _run(_complete_group, own, executor, progress)
+    results = _run(_complete_group, own, executor, progress, on_done)
     return Rounds(tasks, {task.number: done for task, done in zip(own, results, strict=True)})
 
 
@@ -185,14 +187,21 @@ def _complete_group(task: GroupTask, executor: Executor, progress: GroupProgress
 
 
 def _run(
-    run: _Run[_Result], tasks: Iterable[GroupTask], executor: Executor, progress: GroupProgress
+    run: _Run[_Result],
+    tasks: Iterable[GroupTask],
+    executor: Executor,
+    progress: GroupProgress,
+    on_result: Callable[[_Result], None] = lambda result: None,
 ) -> list[_Result]:
     """Run a round over groups, and return the results in the order of the tasks."""
     tasks = list(tasks)
-    if not executor.far:
-        return [run(task, executor, progress) for task in tasks]
-    specs = [_FarGroup(run, number, task) for number, task in enumerate(tasks)]
     results: dict[int, _Result] = {}
+    if not executor.far:
+        for number, task in enumerate(tasks):
+            results[number] = run(task, executor, progress)
+            on_result(results[number])
+        return [*results.values()]
+    specs = [_FarGroup(run, number, task) for number, task in enumerate(tasks)]
     failed: dict[int, RecordError] = {}
     for number, num_bytes, result in map_checked(
         executor, _run_far, (spec for spec in specs if not failed)
@@ -202,6 +211,7 @@ def _run(
             failed[number] = result
         else:
             results[number] = result
+            on_result(result)
         progress.add_bytes(num_bytes)
     if failed:
         raise failed[min(failed)]

@@ -39,7 +39,8 @@ def make_tasks(
     sources = [each.source for each in setup.inputs]
     group_bytes = None if _one_group_reasons(setup, config) else config.output.group_bytes
     groups = [*_groups(setup, group_bytes, evaluation=False)]
-    # Elsewhere, another group with an equal partition may be reading its spill.
+    # Elsewhere, another group with an equal partition may be reading its spill, or another run of
+    # the same part. On a network file system, that ends the process which has mapped the file.
     is_alone = not is_far and config.output.part is None
     # The settings without the names of the inputs, of which there may be a million.
     evaluation = dataclasses.replace(config.evaluation, eval_input=())

@@ -4,7 +4,7 @@ The content of files is uploaded without a commit, and then committed. Each comm
 before it as its parent, so the Hub refuses it if another program has committed meanwhile:
 
 1. commit the files that the repository does not have, at most 100 at a time: no manifest names them
-   yet;
+   yet. A build does so whenever its finished groups have 100 shards;
 2. check in the listing of the last of these commits that all files are there, and that the manifest
    is still the one that is replaced;
 3. commit the manifest, with the files that replace others, and with the removal of the files of
@@ -17,9 +17,10 @@ leaves files that no manifest names; the next push does not upload them again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeVar
 
 from sftprep.config.build import OutputConfig
@@ -34,7 +35,7 @@ from sftprep.errors import (
     setting,
 )
 from sftprep.pipeline.output.contents import FINAL_NAME, card_notice
-from sftprep.pipeline.output.scratch import ScratchOutput, claim_scratch
+from sftprep.pipeline.output.scratch import ScratchOutput, claim_scratch, lost_shards
 from sftprep.shards.layout import CARD_NAME, EVAL_FOLDER, LARGEST_MANIFEST, MANIFEST_NAME
 from sftprep.shards.manifest import Manifest, parse_manifest
 from sftprep.shards.ownership import is_card
@@ -44,6 +45,8 @@ from sftprep.stores.hub import HubFile, HubRepository, NewFile
 _FILES_PER_COMMIT = 100
 _FILES_PER_UPLOAD = 8
 """Files of one request, after which progress is reported."""
+_ATTEMPTS = 5
+"""How often shards are committed while other programs commit too."""
 _FILES_PER_FOLDER = 10_000
 _FILES_PER_REPOSITORY = 100_000
 
@@ -81,6 +84,22 @@ class OutputHub(ScratchOutput):
     repository: HubRepository
     replaced: HubFile | None
 
+    @property
+    def batch(self) -> int:
+        return _FILES_PER_COMMIT
+
+    def send(self, files: list[NewFile]) -> None:
+        additions = _Upload(self.repository, 0).run(files)
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            head = self.repository.head() or ""
+            try:
+                self.repository.commit(additions, (), parent=head, message="Shards of a build")
+            except OutputBusy:  # another commit between the two requests, maybe of a README
+                if not attempts_left:
+                    raise
+            else:
+                return
+
     def commit(
         self, manifest: Manifest, evaluation: Manifest | None, card: bytes, *, keep_spill: bool
     ) -> StoreFolder:
@@ -101,9 +120,11 @@ class OutputHub(ScratchOutput):
         with storage_errors(self.scratch.root):
             staged = self.scratch.stage(manifest, evaluation)
             staged.insert(0, self.scratch.stage_card(card))
-        *files, last = (NewFile(path, name) for path, name in staged)
+        sent = self.find_sent()
+        *files, last = (NewFile(path, name) for path, name in staged if name not in sent)
+        used = {name: sent[name] for _, name in staged if name in sent}
         message = f"Build of {manifest.rows:,} packs"
-        pushed = publish(self.repository, self.replaced, files, last, message=message)
+        pushed = publish(self.repository, self.replaced, files, last, message=message, sent=used)
         if pushed.keeps_readme:
             card_notice(self.repository).log()
         with storage_errors(self.scratch.root):
@@ -128,7 +149,10 @@ def claim_repository(repository: HubRepository, settings: OutputConfig) -> Itera
     repository.check_writable()
     replaced = replaceable_manifest(repository, head, overwrite=settings.overwrite)
     with claim_scratch(settings, str(repository)) as local:
-        yield OutputHub(repository=repository, scratch=local, replaced=replaced)
+        output = OutputHub(repository=repository, scratch=local, replaced=replaced)
+        if sent := output.find_sent():  # a build that was killed has sent them
+            output.forget(_lost_names(sent, repository.list_files(head)))
+        yield output
 
 
 def replaceable_manifest(
@@ -172,6 +196,7 @@ def publish(
     manifest: NewFile,
     *,
     message: str,
+    sent: Mapping[str, str] = MappingProxyType({}),
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> PushReport:
     """Upload and commit the files of a build, its manifest last; see the top of the module.
@@ -182,6 +207,7 @@ def publish(
         files: All other files of the build.
         manifest: The manifest.
         message: The message of the commits.
+        sent: The SHA-256 of its shards that were committed before, by their names.
         progress: Called with the name of the stage, the bytes uploaded, and those in total.
 
     Raises:
@@ -190,7 +216,7 @@ def publish(
         ShardError: A local file is damaged.
         HubError: The Hub cannot be reached, or refuses.
     """
-    _check_number([file.name for file in files])
+    _check_number([*(file.name for file in files), *sent])
     head = repository.head()
     if head is None:
         raise HubError(
@@ -214,7 +240,9 @@ def publish(
         found = repository.list_files(head)
         _check_replaced(repository, found, replaced)
         _check_committed(repository, found, new)
-    removed = _obsolete_names(found, {file.name for file in (*files, manifest)})
+    if lost := _lost_names(sent, found):
+        raise lost_shards(repository, lost)
+    removed = _obsolete_names(found, {*(file.name for file in (*files, manifest)), *sent})
     now = removed[: max(_FILES_PER_COMMIT - len(last), 0)]
     if last or now:
         head = _commit_manifest(repository, upload, last, now, head, message)
@@ -255,7 +283,10 @@ class _Upload:
     """
 
     def __init__(
-        self, repository: HubRepository, total: int, progress: Callable[[str, int, int], None]
+        self,
+        repository: HubRepository,
+        total: int,
+        progress: Callable[[str, int, int], None] = lambda *_: None,
     ) -> None:
         self.total = total
         self._repository, self._progress = repository, progress
@@ -269,6 +300,15 @@ class _Upload:
             self._done += sum(file.size for file in batch)
             self._progress("upload", self._done, self.total)
         return additions
+
+
+def _lost_names(sent: Mapping[str, str], found: dict[str, HubFile]) -> list[str]:
+    """Return the shards that were sent and that a repository does not have any more."""
+    return [
+        name
+        for name, digest in sent.items()
+        if name not in found or found[name].sha256 not in (digest, None)
+    ]
 
 
 def _is_there(file: NewFile, found: dict[str, HubFile]) -> bool:

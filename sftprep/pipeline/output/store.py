@@ -1,11 +1,11 @@
 """The output of a build in an object store.
 
-The build works in a local scratch folder, like a build in a local folder. The commit has four
-steps:
+The build works in a local scratch folder, like a build in a local folder, and puts the shards of
+each group when it is done. The commit has four steps:
 
-1. put the shards, the files of groups and the rejected records: their names contain digests of
-   their content, so an object that the current manifest names is at most written with the same
-   bytes;
+1. put the other files, such as those of groups and the rejected records: their names contain
+   digests of their content, so an object that the current manifest names is at most written with
+   the same bytes;
 2. write the manifest, on the condition that it is still missing, or still the one that is replaced:
    the store decides between builds, and the one that loses gets OutputBusy;
 3. write the data card, unless another build has committed since: before the commit, the builds
@@ -28,7 +28,7 @@ from sftprep.config.build import OutputConfig
 from sftprep.core.atomic_write import storage_errors
 from sftprep.errors import ManifestError, OutputBusy, OutputExists, StorageError, setting
 from sftprep.pipeline.output.contents import card_notice
-from sftprep.pipeline.output.scratch import ScratchOutput, claim_scratch
+from sftprep.pipeline.output.scratch import ScratchOutput, claim_scratch, lost_shards
 from sftprep.shards.group import files_of_group
 from sftprep.shards.layout import (
     CARD_NAME,
@@ -39,6 +39,7 @@ from sftprep.shards.layout import (
 from sftprep.shards.manifest import Manifest, parse_manifest, read_manifest
 from sftprep.shards.ownership import is_card
 from sftprep.stores.folder import Mark, StoreFolder
+from sftprep.stores.hub import NewFile
 
 _ATTEMPTS = 5
 """How often the manifest is written while the store says that another write is in progress."""
@@ -64,6 +65,13 @@ class OutputStore(ScratchOutput):
     root: StoreFolder
     replaced: _Committed | None
 
+    @property
+    def batch(self) -> int:
+        return max(1, len(self.waiting))  # all at once
+
+    def send(self, files: list[NewFile]) -> None:
+        self.root.put((file.path, file.name) for file in files)
+
     def commit(
         self, manifest: Manifest, evaluation: Manifest | None, card: bytes, *, keep_spill: bool
     ) -> StoreFolder:
@@ -84,7 +92,10 @@ class OutputStore(ScratchOutput):
             *files, (manifest_path, _) = self.scratch.stage(manifest, evaluation)
             content = manifest_path.read_bytes()
         previous = set() if self.replaced is None else _file_names(self.root, self.replaced)
-        self.root.put(files)
+        sent = self.find_sent()
+        self.root.put((path, name) for path, name in files if name not in sent)
+        if sent and (lost := (sent.keys() & {name for _, name in files}) - self.root.names()):
+            raise lost_shards(self.root, lost)
         self._write_manifest(content)
         self._write_card(card, content)
         # Another build may have replaced this one already, and may use the files again.
@@ -182,7 +193,10 @@ def claim_store(root: StoreFolder, settings: OutputConfig) -> Iterator[OutputSto
         )
     root.check_conditions()
     with claim_scratch(settings, root.url) as local:
-        yield OutputStore(root=root, scratch=local, replaced=replaced)
+        output = OutputStore(root=root, scratch=local, replaced=replaced)
+        if sent := output.find_sent():  # a build that was killed has sent them
+            output.forget(sent.keys() - root.names())
+        yield output
 
 
 def _read_committed(root: StoreFolder) -> _Committed | None:
