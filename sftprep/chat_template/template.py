@@ -32,6 +32,7 @@ from sftprep.chat_template.reference.rendering import (
 )
 from sftprep.chat_template.reference.sandbox import ChatEnvironment
 from sftprep.chat_template.reference.turn_tracking import Region, regions_of
+from sftprep.config.validation import RESERVED_VARIABLES
 from sftprep.core.types import Message
 from sftprep.errors import TemplateError
 
@@ -44,26 +45,6 @@ CHECKED_SHAPES = 32
 CHECKED_MESSAGES = 500
 """Once this number of messages has been rendered twice, only one render in CHECKED_EVERY is
 repeated: Jinja takes 0.1 ms for each message."""
-
-_RESERVED_NAMES = frozenset(
-    {
-        "messages",
-        "conversation",
-        "conversations",
-        "tools",
-        "add_generation_prompt",
-        "chat_template",
-        "continue_final_message",
-        "tokenize",
-        "padding",
-        "truncation",
-        "max_length",
-        "return_tensors",
-        "return_dict",
-        "return_assistant_tokens_mask",
-    }
-)
-"""Parameters of `apply_chat_template`: a template variable cannot have one of these names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +272,7 @@ class ChatTemplate:
 
     def _with_kwargs(self, template_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the variables of the tokenizer, overridden by those of the record."""
-        reserved = _RESERVED_NAMES.intersection(template_kwargs)
+        reserved = RESERVED_VARIABLES.intersection(template_kwargs)
         if reserved:
             name = min(reserved)
             raise TemplateError(

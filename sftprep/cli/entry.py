@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import traceback
@@ -79,6 +80,11 @@ def _config_from_file(tokens: list[str]) -> tuple[Dict, ...]:
         path = value if equals else following
         if name == "--config" and path:
             settings = replace_aliases(read_config_file(path))
+            # A flag has text, and the parser would take the keys of a mapping for flags.
+            settings = {
+                key: json.dumps(value) if isinstance(value, dict) else value
+                for key, value in settings.items()
+            }
             # Inputs have no flag; the command reads them from the file.
             for key in ("inputs", "sources"):
                 settings.pop(key, None)

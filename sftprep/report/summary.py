@@ -324,7 +324,8 @@ def _warning_lines(manifest: Manifest) -> Iterator[str]:
     Pass 1 counts them for each record, before any record is left out.
     """
     warnings = data_warnings(manifest)
-    yield from (f"warning: {escape_control(found.render(FlagNames()))}" for found in warnings)
+    for found in warnings:
+        yield f"{found.severity}: {escape_control(found.render(FlagNames()))}"
     left_out = [
         f"{name.replace('_', ' ')} {n:,}" for name, n in manifest.accounting.left_out.items()
     ]

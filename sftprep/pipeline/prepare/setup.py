@@ -197,6 +197,8 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         tool_template=tool_template,
         train_roles=config.format.train_roles,
         train_end=config.format.train_end,
+        system=config.format.system,
+        template_kwargs=config.format.chat_template_kwargs,
     )
     return recipe, encoder_facts
 
