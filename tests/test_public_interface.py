@@ -109,6 +109,7 @@ PUBLIC_NAMES = {
 
 SETTINGS_OF_A_BUILD = {
     "as_chat",
+    "chat_template_kwargs",
     "chat_template",
     "config_name",
     "date",
@@ -157,6 +158,7 @@ SETTINGS_OF_A_BUILD = {
     "sources",
     "split",
     "strip_nulls",
+    "system",
     "template_backend",
     "text_field",
     "text_unit",

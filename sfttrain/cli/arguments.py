@@ -118,13 +118,15 @@ def read_arguments(arguments: Sequence[str]) -> Request:
         ConfigError: A setting is unknown (the remedy names the nearest known one), has a value of
             the wrong type, or is missing.
     """
-    # 1. Parse the files and the flags together, files first, so that later flags replace them.
+    # 1. Parse the files and then the flags, which replace them. They are not parsed together: a
+    #    list at the end of a file would take DIR for its next item.
     parser = _run_parser()
     flags, files = _separate_config_files(list(arguments))
     from_files = [
         token for path in files for token in _to_flags(read_config_file(path), parser.names(), path)
     ]
-    namespace, rest = parser.parse_known_args([*from_files, *flags])
+    namespace, _ = parser.parse_known_args(from_files)
+    namespace, rest = parser.parse_known_args(flags, namespace)
     parser.reject_unknown(rest)
     if len(rest) > 1:
         raise ConfigError(

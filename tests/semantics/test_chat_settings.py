@@ -1,4 +1,4 @@
-"""`system` and `chat_template_kwargs`: settings for the conversations that do not have their own."""
+"""`system` and `chat_template_kwargs`, for the conversations that do not have their own."""
 
 from __future__ import annotations
 
