@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -198,13 +199,8 @@ def _remove_debug_flag(tokens: list[str]) -> tuple[list[str], bool]:
 def _report_library_error(error: Exception) -> int:
     """Report an error raised by another library, and return the exit code."""
     text = " ".join(str(error).split())[:500] or type(error).__name__
-    if "out of memory" in text.lower():
-        return _report(
-            text,
-            "lower --per_device_train_batch_size, add --gradient_checkpointing, or train an adapter"
-            " with --use_peft",
-            3,
-        )
+    if any(words in text.lower() for words in ("out of memory", "allocate memory")):
+        return _report(text, _remedy_for_memory(error), 3)
     if isinstance(error, OSError):
         return _report(text, "check the disk, and the permissions there", 3)
     if isinstance(error, ImportError):
@@ -212,6 +208,18 @@ def _report_library_error(error: Exception) -> int:
     if isinstance(error, ValueError):
         return _report(text, "check the settings; --debug shows the traceback", 2)
     return _report(f"{type(error).__name__}: {text}", "run with --debug to see the traceback", 1)
+
+
+def _remedy_for_memory(error: Exception) -> str:
+    """Return which settings need less memory, for the phase that had too little."""
+    frames = (frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__))
+    if "evaluation_loop" in frames:
+        return "lower --per_device_eval_batch_size, which counts packs of up to max_length tokens"
+    return (
+        "lower --per_device_train_batch_size, which counts packs of up to max_length tokens, and"
+        " raise --gradient_accumulation_steps by the same factor; or add --gradient_checkpointing,"
+        " or train an adapter with --use_peft"
+    )
 
 
 def _report(message: str, remedy: str, code: int) -> int:
