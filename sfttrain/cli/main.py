@@ -213,7 +213,7 @@ def _report_library_error(error: Exception) -> int:
 def _remedy_for_memory(error: Exception) -> str:
     """Return which settings need less memory, for the phase that had too little."""
     frames = (frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__))
-    if "evaluation_loop" in frames:
+    if "evaluate" in frames:
         return "lower --per_device_eval_batch_size, which counts packs of up to max_length tokens"
     return (
         "lower --per_device_train_batch_size, which counts packs of up to max_length tokens, and"
