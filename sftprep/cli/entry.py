@@ -22,6 +22,7 @@ import sftprep.cli.preview
 import sftprep.cli.push
 import sftprep.cli.verify  # noqa: F401
 from sftprep.cli.app import app
+from sftprep.cli.help_text import help_text
 from sftprep.config.aliases import replace_aliases, replace_flags
 from sftprep.config.build import read_config_file
 from sftprep.errors import (
@@ -46,6 +47,9 @@ def main(arguments: list[str] | None = None) -> None:
         tokens = [*replace_flags(tokens)]
         app.config = (*_config_from_file(tokens), _reject_fractions)
         with settings_shown_as(FlagNames()):
+            if (text := help_text(app, tokens)) is not None:
+                print(text)
+                sys.exit(0)
             code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         sys.exit(code if isinstance(code, int) else 0)
     except SftprepError as error:

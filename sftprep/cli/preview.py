@@ -73,7 +73,7 @@ _Output = Annotated[OutputConfig | None, flags("Output and execution", 6, show=F
 def preview(
     *inputs: str,
     number: Annotated[int, Parameter(name=["--number", "-n"])] = 5,
-    line: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    line: tuple[str, ...] = (),
     random: int | None = None,
     full: bool = False,
     tokens: bool = True,

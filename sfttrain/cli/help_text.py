@@ -6,6 +6,14 @@ every line with them.
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
+from shutil import get_terminal_size
+
+_INDENT = 34
+"""The column of the descriptions."""
+_NARROWEST, _WIDEST = 60, 100
+
 _EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage or invalid input, 3 environment."
 
 USAGE = "sfttrain run DIR --model NAME_OR_DIR --output_dir DIR [options]"
@@ -19,7 +27,7 @@ OURS: tuple[tuple[str, str, str], ...] = (
     (
         "eval_data",
         "",
-        "the same, for evaluation; by default DIR/eval, if the build has it; none: no evaluation",
+        "as DIR, for evaluation; by default DIR/eval, if the build has it; none: no evaluation",
     ),
     (
         "dataset_name",
@@ -209,9 +217,20 @@ devices of torch, and the attention implementation that --attn auto tries first.
 """
 
 
+_REQUIRED = ("data", "model_name_or_path", "output_dir")
+
+
 def short_help() -> str:
     """Return the text of `sfttrain run --help`."""
-    sections = (("options", OURS), ("training (transformers' TrainingArguments)", TRAINING))
+    is_required = [entry for entry in (*OURS, *TRAINING) if entry[0] in _REQUIRED]
+    sections = (
+        ("required", is_required),
+        ("options", [entry for entry in OURS if entry not in is_required]),
+        (
+            "training (transformers' TrainingArguments)",
+            [entry for entry in TRAINING if entry not in is_required],
+        ),
+    )
     lines = [
         f"usage: {USAGE}",
         "",
@@ -219,19 +238,25 @@ def short_help() -> str:
     ]
     for title, options in sections:
         lines += ["", f"{title}:", *_option_lines(options)]
-    return "\n".join([*lines, "", f"`sfttrain run --help-all` lists every option. {_EXIT_CODES}"])
+    return "\n".join([*lines, "", "`sfttrain run --help-all` lists every option.", _EXIT_CODES])
 
 
 def chat_help() -> str:
     """Return the text of `sfttrain chat --help`."""
-    return "\n".join([CHAT_HELP, "options:", *_option_lines(CHAT), "", _EXIT_CODES])
+    required = ["required:", "  DIR    folder of the model or adapter", ""]
+    lines = [CHAT_HELP, *required, "options:", *_option_lines(CHAT)]
+    return "\n".join([*lines, "", _EXIT_CODES])
 
 
-def _option_lines(options: tuple[tuple[str, str, str], ...]) -> list[str]:
+def _option_lines(options: Sequence[tuple[str, str, str]]) -> list[str]:
     lines = []
+    width = max(_NARROWEST, min(get_terminal_size().columns, _WIDEST))
     for name, default, text in options:
         shown = {"data": "DIR", "model_name_or_path": "--model"}.get(name, f"--{name}")
         # "DIR: ..." already starts with the name in the left column.
         description = text.removeprefix(f"{shown}: ")
-        lines.append(f"  {shown:<31} {description}" + (f" [{default}]" if default else ""))
+        description += f" [{default}]" if default else ""
+        wrapped = textwrap.wrap(description, width - _INDENT, break_on_hyphens=False)
+        lines.append(f"  {shown:<{_INDENT - 3}} {wrapped[0]}")
+        lines += (" " * _INDENT + line for line in wrapped[1:])
     return lines

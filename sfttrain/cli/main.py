@@ -65,8 +65,7 @@ def _dispatch(name: str, arguments: list[str], debug: bool) -> int:
     command = _COMMANDS[name]
     has_help = bool(_HELP_FLAGS & set(arguments))
     if has_help and "--help-all" not in arguments:
-        print(command.help())
-        return 0
+        return _print_help(command.help())
     try:
         check_dependencies(f"sfttrain {name}")
     except MissingDependency as error:
@@ -75,7 +74,14 @@ def _dispatch(name: str, arguments: list[str], debug: bool) -> int:
         return _run_reporting(command, arguments, debug)
     from sfttrain.cli.arguments import full_help
 
-    print(full_help() if name == "run" else command.help())
+    return _print_help(full_help() if name == "run" else command.help())
+
+
+def _print_help(text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # as with `| head`
+        sys.stderr.close()
     return 0
 
 

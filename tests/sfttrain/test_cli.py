@@ -435,7 +435,7 @@ def test_no_command_and_unknown_commands() -> None:
     ("step", "flag", "other"),
     [
         ("training_step", "--per_device_train_batch_size", "--per_device_eval_batch_size"),
-        ("prediction_step", "--per_device_eval_batch_size", "--per_device_train_batch_size"),
+        ("_evaluate_set", "--per_device_eval_batch_size", "--per_device_train_batch_size"),
     ],
 )
 def test_the_batch_size_that_needs_too_much_memory_is_named(
