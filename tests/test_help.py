@@ -22,6 +22,7 @@ REQUIRED = {
     "inspect": ["DIRECTORY"],
     "verify": ["DIRECTORY"],
     "gc": ["URL"],
+    "completion": ["SHELL"],
     "env": [],
 }
 
@@ -120,7 +121,12 @@ def test_unknown_commands_are_reported(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize(
     ("command", "required"),
-    [("run", ["DIR", "--model", "--output_dir"]), ("chat", ["DIR"]), ("env", [])],
+    [
+        ("run", ["DIR", "--model", "--output_dir"]),
+        ("chat", ["DIR"]),
+        ("env", []),
+        ("completion", []),
+    ],
 )
 def test_help_of_the_trainer(
     command: str,

@@ -13,6 +13,7 @@ from cyclopts.config import Dict
 
 # These modules add their commands to the application.
 import sftprep.cli.build
+import sftprep.cli.completion
 import sftprep.cli.environment
 import sftprep.cli.export
 import sftprep.cli.finished

@@ -201,6 +201,7 @@ On the terminal and in a file: /reset starts a new conversation, /exit ends. Ctr
 PROGRAM = """usage: sfttrain run DIR --model NAME_OR_DIR --output_dir DIR [options]
        sfttrain chat DIR [options]
        sfttrain env [options]
+       sfttrain completion SHELL
 
 run fine-tunes a causal language model on packs that `sftprep build` wrote, and chat talks to it.
 
@@ -208,6 +209,17 @@ run fine-tunes a causal language model on packs that `sftprep build` wrote, and 
   sfttrain run --help-all   all options
   sfttrain chat --help      all options of chat
   sfttrain env              versions, devices, and the attention that would be chosen
+  sfttrain completion bash  a script that completes the options in a shell
+"""
+
+COMPLETION_USAGE = """usage: sfttrain completion bash|zsh|fish
+
+Prints a script for a shell that completes commands, options and their values:
+
+  source <(sfttrain completion bash)
+  sfttrain completion bash >> ~/.bash_completion
+  sfttrain completion zsh > ~/.zsh/completions/_sfttrain          in a folder of $fpath
+  sfttrain completion fish > ~/.config/fish/completions/sfttrain.fish
 """
 
 ENV_USAGE = """usage: sfttrain env [--tokenizer NAME_OR_DIR] [--json]

@@ -14,7 +14,7 @@ from typing import Any
 
 from sftprep.errors import FlagNames, MissingDependency, SftprepError, escape_control
 from sfttrain.cli.dependencies import check_dependencies
-from sfttrain.cli.help_text import ENV_USAGE, PROGRAM, chat_help, short_help
+from sfttrain.cli.help_text import COMPLETION_USAGE, ENV_USAGE, PROGRAM, chat_help, short_help
 
 _HELP_FLAGS = {"-h", "--help", "--help-all"}
 
@@ -134,6 +134,12 @@ def _chat(arguments: list[str]) -> int:
     return chat(arguments)
 
 
+def _print_completion(arguments: list[str]) -> int:
+    from sfttrain.cli.completion import print_completion
+
+    return print_completion(arguments)
+
+
 def _show_environment(arguments: list[str]) -> int:
     from sfttrain.cli.environment import show_environment
 
@@ -148,6 +154,7 @@ _COMMANDS = {
     ),
     "chat": _Command(_chat, chat_help),
     "env": _Command(_show_environment, ENV_USAGE.rstrip),
+    "completion": _Command(_print_completion, COMPLETION_USAGE.rstrip),
 }
 
 
