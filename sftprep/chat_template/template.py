@@ -15,6 +15,8 @@ from hashlib import sha256
 from itertools import accumulate
 from typing import Any, Literal
 
+from jinja2 import nodes
+
 from sftprep.chat_template.compiler.compilation import (
     RenderedPieces,
     RenderFunction,
@@ -223,6 +225,11 @@ class ChatTemplate:
         if self._needs_compilation:
             self._compile()
         return "jinja" if self._compiled is None else "pieces"
+
+    @property
+    def tree(self) -> nodes.Template:
+        """The parsed source."""
+        return self._parsed.tree
 
     @property
     def renders(self) -> dict[str, int]:

@@ -133,6 +133,7 @@ def _missing_template(holds: str, tokenizer: TokenizerSpec) -> TemplateError:
         f"{problem} no chat template",
         remedy=[
             f"specify one with {setting('chat_template', 'FILE')}",
+            f"use {setting('chat_template', 'chatml')}, whose tokens are added to the tokenizer",
             "use the tokenizer of an instruction-tuned model",
         ],
     )

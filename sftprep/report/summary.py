@@ -10,6 +10,7 @@ from typing import Any
 from sftprep.errors import FlagNames, escape_control, format_count
 from sftprep.pipeline.build import BuildReport
 from sftprep.records.inspection.source_reading import SourceReading
+from sftprep.report.tokenizer_lines import tokenizer_lines
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.length_advice import advise_length, length_warning
 from sftprep.shards.manifest import Manifest
@@ -37,7 +38,7 @@ def summary_lines(report: BuildReport) -> list[str]:
         *_reading_lines(report),
         *_date_lines(manifest),
         *_function_lines(manifest),
-        *_encoder_lines(manifest),
+        *tokenizer_lines(manifest),
         *_mask_lines(manifest),
         *_source_lines(manifest),
         *_warning_lines(manifest),
@@ -278,14 +279,6 @@ def _function_lines(manifest: Manifest) -> Iterator[str]:
                 f"note: the {function['setting']} {function['name']} has no stable digest, so no"
                 " other process reuses what was made with it; transform_id names its version"
             )
-
-
-def _encoder_lines(manifest: Manifest) -> Iterator[str]:
-    """Yield why no faster encoder was used, if the user did not choose the encoder."""
-    encoder = manifest.encoder
-    refused = [f"{each['encoder']}: {each['reason']}" for each in encoder.get("refused", ())]
-    if refused:
-        yield escape_control(f"encoder {encoder['encoder']} ({'; '.join(refused)})")
 
 
 def _mask_lines(manifest: Manifest) -> Iterator[str]:

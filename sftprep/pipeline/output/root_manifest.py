@@ -15,6 +15,7 @@ import orjson
 from sftprep.config.build import BuildConfig
 from sftprep.core.atomic_write import create_folder, write_bytes
 from sftprep.core.hashing import digest
+from sftprep.pipeline.output.tokenizer_files import stage_tokenizer
 from sftprep.pipeline.passes.sequence_stats import sum_lengths
 from sftprep.pipeline.prepare.manifest_fields import (
     describe_rendering,
@@ -73,7 +74,7 @@ def make_manifest(
         evaluation: Whether it is the evaluation build.
 
     Raises:
-        StorageError: A file of rejected records cannot be written.
+        StorageError: A file cannot be written.
     """
     recipe = setup.recipe
     names = [each.source.name for each in setup.inputs if each.evaluation == evaluation]
@@ -88,7 +89,11 @@ def make_manifest(
             "date": recipe.date,
         },
         config_digest=_digest_config(config, setup),
-        tokenizer={**facts["tokenizer"], "max_id": totals.max_id},
+        tokenizer={
+            **facts["tokenizer"],
+            "max_id": totals.max_id,
+            **({} if evaluation else stage_tokenizer(recipe, staging)),
+        },
         chat_template=facts["chat_template"],
         encoder=facts["encoder"],
         template=describe_rendering(digest_templates(recipe), totals.template),

@@ -3,31 +3,142 @@
 from __future__ import annotations
 
 import datetime
+import logging
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from sftprep.chat_template.markers import find_markers
+from sftprep.chat_template.shipped import SHIPPED_NAMES, read_shipped
 from sftprep.config.build import BuildConfig
 from sftprep.errors import TemplateError, setting
 from sftprep.render.compatibility import check_compiles
+from sftprep.tokenize.loading.extend import add_tokens, missing_tokens, special_token
+from sftprep.tokenize.loading.load import load_tokenizer
 from sftprep.tokenize.loading.spec import TokenizerSpec
+
+_log = logging.getLogger(__name__)
 
 _FIXED_DATE = "2024-07-26"
 """The date that templates see as today; the fallback of the template of Llama 3."""
+_FILE_SUFFIXES = (".jinja", ".jinja2", ".j2", ".txt")
+"""Suffixes of names that are files, and not names on the Hub."""
 
 
-def read_templates(config: BuildConfig, spec: TokenizerSpec) -> tuple[str | None, str | None]:
-    """Return the chat template, and the one for tools if it is different.
+@dataclass(frozen=True, slots=True)
+class Templates:
+    """The chat templates of a build, and the tokenizer with all tokens that they need.
+
+    Attributes:
+        default: The template of conversations; None if there is none.
+        with_tools: That of conversations with tools, if it is another one.
+        tokenizer: The tokenizer.
+    """
+
+    default: str | None
+    with_tools: str | None
+    tokenizer: TokenizerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenTemplate:
+    """A template that replaces that of a tokenizer.
+
+    Attributes:
+        source: The source of the template.
+        tokens: The tokens that the tokenizer lacks, as in tokenizer.json without their ids.
+        eos_token: The token that becomes the EOS token; None if that of the tokenizer stays.
+    """
+
+    source: str
+    tokens: tuple[dict[str, Any], ...]
+    eos_token: str | None
+
+
+def read_templates(config: BuildConfig, spec: TokenizerSpec) -> Templates:
+    """Return the chat templates and the tokenizer of a build.
 
     Of several templates of a tokenizer, `apply_chat_template` uses the one named `tool_use` for
     conversations with tools, and the one named `default` for all others.
+
+    Raises:
+        TemplateError: There is no such template, or it cannot be read.
+        TokenizerError: The tokenizer with the template cannot be loaded, or tokens not be added.
     """
-    path, named = config.tokenize.chat_template, spec.named_templates
-    if path is None:
-        default, tool_template = spec.chat_template, named.get("tool_use")
-        return default, None if default in (None, tool_template) else tool_template
-    if path in named and not Path(path).exists():
-        return named[path], None
-    return _read_template_file(path, named), None
+    name, named = config.tokenize.chat_template, spec.named_templates
+    default, with_tools = spec.chat_template, named.get("tool_use")
+    if name is None:
+        with_tools = None if default in (None, with_tools) else with_tools
+    elif name in named and not Path(name).exists():
+        default, with_tools = named[name], None
+    else:
+        chosen = choose_template(name, spec)
+        default, with_tools = chosen.source, None
+        spec = add_tokens(spec, chosen.tokens)
+        if chosen.eos_token is not None and config.tokenize.eos_token is None:
+            spec = spec.with_eos(chosen.eos_token)
+        if chosen.tokens:
+            _log.info(
+                "%d tokens of the chat template are added to %s: %s",
+                *(len(chosen.tokens), spec.name),
+                " ".join(entry["content"] for entry in chosen.tokens),
+            )
+    if config.tokenize.eos_token is not None:
+        spec = spec.with_eos(config.tokenize.eos_token)
+    return Templates(default, with_tools, spec)
+
+
+def choose_template(name: str, spec: TokenizerSpec) -> ChosenTemplate:
+    """Return the template of a name, and what a tokenizer lacks for it.
+
+    The name is looked up in this order:
+
+    1. a file. The markers in it (`<|im_end|>`) are tokens. If the one that ends a turn of the
+       assistant is new, it becomes the EOS token;
+    2. a template of this package, whose markers are tokens too; its end of a turn is the EOS token;
+    3. a folder or Hub name of a tokenizer, whose template, added tokens and EOS token are copied,
+       as `clone_chat_template` of TRL does.
+
+    Args:
+        name: The path or name.
+        spec: The tokenizer.
+
+    Raises:
+        TemplateError: There is no such template, or it cannot be read.
+        TokenizerError: The tokenizer of this name cannot be loaded.
+    """
+    shipped = None if Path(name).is_file() else read_shipped(name)
+    if shipped is None and _is_tokenizer(name):
+        return _copy_template(name, spec)
+    source = _read_template_file(name, spec.named_templates) if shipped is None else shipped.source
+    markers = find_markers(source, spec.special_tokens)
+    tokens = missing_tokens(spec, map(special_token, markers.tokens))
+    is_new = markers.end_token in {entry["content"] for entry in tokens}
+    end = shipped.end_token if shipped is not None else markers.end_token if is_new else None
+    return ChosenTemplate(source, tuple(tokens), end)
+
+
+def _is_tokenizer(name: str) -> bool:
+    """Return whether a name is that of a tokenizer, in a folder or on the Hub."""
+    path = Path(name)
+    is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix not in _FILE_SUFFIXES
+    return path.is_dir() or (not path.exists() and bool(is_hub_name))
+
+
+def _copy_template(name: str, spec: TokenizerSpec) -> ChosenTemplate:
+    other = load_tokenizer(name)
+    if other.chat_template is None:
+        raise TemplateError(
+            f"the tokenizer {name} has no chat template",
+            remedy=[
+                "use the tokenizer of an instruction-tuned model",
+                *(f"use {setting('chat_template', shipped)}" for shipped in SHIPPED_NAMES),
+            ],
+        )
+    tokens = missing_tokens(spec, other.part("added_tokens") or [])
+    return ChosenTemplate(other.chat_template, tuple(tokens), other.eos_token)
 
 
 def template_date(config: BuildConfig, templates: str) -> str | None:
@@ -60,6 +171,7 @@ def _read_template_file(path: str, named: Iterable[str]) -> str:
             remedy=[
                 f"check the path in {setting('chat_template')}",
                 *(f"use {setting('chat_template', name)} of the tokenizer" for name in named),
+                *(f"use {setting('chat_template', name)}" for name in SHIPPED_NAMES),
             ],
         ) from error
     except UnicodeDecodeError as error:
