@@ -24,6 +24,7 @@ PUBLIC_NAMES = {
     "sftprep": {
         "BuildConfig",
         "BuildReport",
+        "ChosenTemplate",
         "Conversion",
         "Drop",
         "Environment",
@@ -34,10 +35,12 @@ PUBLIC_NAMES = {
         "PartReport",
         "Preview",
         "PushReport",
+        "SHIPPED_TEMPLATES",
         "Shards",
         "TokenizerSpec",
         "build",
         "build_in_subprocess",
+        "choose_template",
         "describe_environment",
         "doctor",
         "export",
@@ -83,6 +86,7 @@ PUBLIC_NAMES = {
         "length_warning",
         "storage_errors",
         "temporary_name",
+        "tokenizer_paths",
         "write_bytes",
     },
     "sftprep.stores": {

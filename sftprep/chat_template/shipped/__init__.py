@@ -8,7 +8,7 @@ from importlib.resources import files
 _END_TOKENS = {"chatml": "<|im_end|>"}
 """The name of each template, and the token that ends a turn."""
 
-SHIPPED_NAMES = tuple(_END_TOKENS)
+SHIPPED_TEMPLATES = tuple(_END_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import datetime
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sftprep.chat_template.markers import find_markers
-from sftprep.chat_template.shipped import SHIPPED_NAMES, read_shipped
+from sftprep.chat_template.shipped import SHIPPED_TEMPLATES, read_shipped
 from sftprep.config.build import BuildConfig
 from sftprep.errors import TemplateError, setting
 from sftprep.render.compatibility import check_compiles
-from sftprep.tokenize.loading.extend import add_tokens, missing_tokens, special_token
+from sftprep.tokenize.loading.extend import add_tokens, special_token
 from sftprep.tokenize.loading.load import load_tokenizer
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
@@ -74,7 +74,9 @@ def read_templates(config: BuildConfig, spec: TokenizerSpec) -> Templates:
     elif name in named and not Path(name).exists():
         default, with_tools = named[name], None
     else:
-        chosen = choose_template(name, spec)
+        chosen = choose_template(
+            name, spec.special_tokens, known=spec.added_tokens(), named=spec.named_templates
+        )
         default, with_tools = chosen.source, None
         spec = add_tokens(spec, chosen.tokens)
         if chosen.eos_token is not None and config.tokenize.eos_token is None:
@@ -90,7 +92,13 @@ def read_templates(config: BuildConfig, spec: TokenizerSpec) -> Templates:
     return Templates(default, with_tools, spec)
 
 
-def choose_template(name: str, spec: TokenizerSpec) -> ChosenTemplate:
+def choose_template(
+    name: str,
+    special_tokens: Mapping[str, str],
+    *,
+    known: Container[str],
+    named: Iterable[str] = (),
+) -> ChosenTemplate:
     """Return the template of a name, and what a tokenizer lacks for it.
 
     The name is looked up in this order:
@@ -103,21 +111,26 @@ def choose_template(name: str, spec: TokenizerSpec) -> ChosenTemplate:
 
     Args:
         name: The path or name.
-        spec: The tokenizer.
+        special_tokens: The special tokens of the tokenizer, by the names that templates use.
+        known: The tokens that the tokenizer never encodes as ordinary text.
+        named: The names of its own templates, which an error offers.
 
     Raises:
         TemplateError: There is no such template, or it cannot be read.
         TokenizerError: The tokenizer of this name cannot be loaded.
+
+    Example:
+        choose_template("chatml", {}, known=()).eos_token  ->  "<|im_end|>"
     """
     shipped = None if Path(name).is_file() else read_shipped(name)
     if shipped is None and _is_tokenizer(name):
-        return _copy_template(name, spec)
-    source = _read_template_file(name, spec.named_templates) if shipped is None else shipped.source
-    markers = find_markers(source, spec.special_tokens)
-    tokens = missing_tokens(spec, map(special_token, markers.tokens))
-    is_new = markers.end_token in {entry["content"] for entry in tokens}
-    end = shipped.end_token if shipped is not None else markers.end_token if is_new else None
-    return ChosenTemplate(source, tuple(tokens), end)
+        return _copy_template(name, known)
+    source = _read_template_file(name, named) if shipped is None else shipped.source
+    markers = find_markers(source, special_tokens)
+    tokens = tuple(special_token(token) for token in markers.tokens if token not in known)
+    if shipped is not None:
+        return ChosenTemplate(source, tokens, shipped.end_token)
+    return ChosenTemplate(source, tokens, None if markers.end_token in known else markers.end_token)
 
 
 def _is_tokenizer(name: str) -> bool:
@@ -127,18 +140,19 @@ def _is_tokenizer(name: str) -> bool:
     return path.is_dir() or (not path.exists() and bool(is_hub_name))
 
 
-def _copy_template(name: str, spec: TokenizerSpec) -> ChosenTemplate:
+def _copy_template(name: str, known: Container[str]) -> ChosenTemplate:
     other = load_tokenizer(name)
     if other.chat_template is None:
         raise TemplateError(
             f"the tokenizer {name} has no chat template",
             remedy=[
                 "use the tokenizer of an instruction-tuned model",
-                *(f"use {setting('chat_template', shipped)}" for shipped in SHIPPED_NAMES),
+                *(f"use {setting('chat_template', shipped)}" for shipped in SHIPPED_TEMPLATES),
             ],
         )
-    tokens = missing_tokens(spec, other.part("added_tokens") or [])
-    return ChosenTemplate(other.chat_template, tuple(tokens), other.eos_token)
+    entries = other.part("added_tokens") or []
+    tokens = tuple(entry for entry in entries if entry["content"] not in known)
+    return ChosenTemplate(other.chat_template, tokens, other.eos_token)
 
 
 def template_date(config: BuildConfig, templates: str) -> str | None:
@@ -171,7 +185,7 @@ def _read_template_file(path: str, named: Iterable[str]) -> str:
             remedy=[
                 f"check the path in {setting('chat_template')}",
                 *(f"use {setting('chat_template', name)} of the tokenizer" for name in named),
-                *(f"use {setting('chat_template', name)}" for name in SHIPPED_NAMES),
+                *(f"use {setting('chat_template', name)}" for name in SHIPPED_TEMPLATES),
             ],
         ) from error
     except UnicodeDecodeError as error:

@@ -65,12 +65,19 @@ def _extend(spec: TokenizerSpec, entries: Sequence[dict[str, Any]]) -> Tokenizer
     from tokenizers import AddedToken, Tokenizer
 
     backend = Tokenizer.from_buffer(spec.json)
+    owner = {number: token for token, number in backend.get_vocab(with_added_tokens=True).items()}
     for entry in entries:
         flags = {flag: entry[flag] for flag in _FLAGS}
         token = AddedToken(entry["content"], **flags)
         (backend.add_special_tokens if entry["special"] else backend.add_tokens)([token])
     # Tokens of earlier additions stay those that the original tokenizer lacks.
     added = (*spec.added, *({**e, "id": backend.token_to_id(e["content"])} for e in entries))
+    if any(owner.get(entry["id"], entry["content"]) != entry["content"] for entry in added):
+        # The library counts the tokens of a vocabulary, of which some ids may not be in use.
+        raise TokenizerError(
+            f"no tokens can be added to {spec.name}, whose ids have gaps",
+            remedy="use the tokenizer of a model that has the tokens of the chat template",
+        )
     vocab_size = max(spec.vocab_size, *(entry["id"] + 1 for entry in added))
     extended = with_json(spec, backend.to_str())
     return dataclasses.replace(extended, added=added, vocab_size=vocab_size)
