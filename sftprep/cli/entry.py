@@ -51,7 +51,12 @@ def main(arguments: list[str] | None = None) -> None:
             if (text := help_text(app, tokens)) is not None:
                 print(text)
                 sys.exit(0)
-            code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+            code = app(
+                _protect_stdin(tokens),
+                exit_on_error=False,
+                print_error=False,
+                result_action="return_value",
+            )
         sys.exit(code if isinstance(code, int) else 0)
     except SftprepError as error:
         _fail(error, error, error.exit_code, debug=debug)
@@ -95,6 +100,18 @@ def _config_from_file(tokens: list[str]) -> tuple[Dict, ...]:
                 settings.pop(key, None)
             return (Dict(settings, use_commands_as_keys=False, source=path),)
     return ()
+
+
+def _protect_stdin(tokens: list[str]) -> list[str]:
+    """Return the arguments with each `-` at the end, where the parser does not take it for a flag.
+
+    Example:
+        build - --output out  ->  build --output out -- -
+    """
+    rest = [token for token in tokens if token != "-"]
+    if len(rest) == len(tokens):
+        return tokens
+    return [*rest, *(["--"] if "--" not in rest else []), *["-"] * (len(tokens) - len(rest))]
 
 
 def _reject_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:

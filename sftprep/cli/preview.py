@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from sftprep.cli.app import app
-from sftprep.cli.build_settings import flags, to_build_config
+from sftprep.cli.build_settings import flags, take_stdin, to_build_config
 from sftprep.cli.console import print_json, uses_color
 from sftprep.config.build import (
     EvalConfig,
@@ -93,7 +93,8 @@ def preview(
     Parameters
     ----------
     inputs
-        As for `sftprep build`: files, globs, folders, or datasets on the Hub (org/name).
+        As for `sftprep build`: files, globs, folders, datasets on the Hub (org/name), or - for
+        stdin.
     number
         Number of records; of a mixture, they are taken from its sources in turn.
     line
@@ -121,9 +122,10 @@ def preview(
     check_integer(number, setting("number"), 1, 10_000)
     choice = RecordChoice(number, tuple(map(_parse_line, line)), random)
     settings = to_build_config(inputs, config, read, format, tokenize, pack, evaluation, output)
+    settings, data = take_stdin(settings)
     # User-provided functions may print, and stdout is for the result only.
     with redirect_stdout(sys.stderr):
-        result = preview_records(settings, choice)
+        result = preview_records(settings, choice, data=data)
     if json:
         print_json(preview_data(result))
         return 0
@@ -152,7 +154,8 @@ def doctor(
     Parameters
     ----------
     inputs
-        As for `sftprep build`: files, globs, folders, or datasets on the Hub (org/name).
+        As for `sftprep build`: files, globs, folders, datasets on the Hub (org/name), or - for
+        stdin.
     records
         Largest number of records to examine.
     color
@@ -169,8 +172,9 @@ def doctor(
 
     check_integer(records, setting("records"), 1, 10_000_000)
     settings = to_build_config(inputs, config, read, format, tokenize, pack, evaluation, output)
+    settings, data = take_stdin(settings)
     with redirect_stdout(sys.stderr):
-        result = examine_sample(settings, count=records)
+        result = examine_sample(settings, data=data, count=records)
     if json:
         print_json(preview_data(result))
     else:
