@@ -229,8 +229,14 @@ def template_variables(value: object, label: str) -> str | None:
 def check_message(value: object, label: str) -> None:
     """Raise ConfigError unless a value is None or a text that a message may have."""
     check_type(value, label, str, "a text")
-    if isinstance(value, str) and not value.strip():
+    if not isinstance(value, str):
+        return
+    if not value.strip():
         raise ConfigError(f"{label} is empty", remedy=f"leave out {label}, or write a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{label} is not UTF-8", remedy="write it in UTF-8") from error
 
 
 def is_url(path: object) -> bool:

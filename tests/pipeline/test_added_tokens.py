@@ -357,3 +357,11 @@ def test_chatml_shows_tools_calls_and_reasoning(base: Path) -> None:
         '<think>\nUse it.\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n'
         "</tool_call><|im_end|>Two.<|im_end|>"
     )
+
+
+def test_an_export_says_where_the_tokenizer_is(build: Path, tmp_path: Path) -> None:
+    script = sftprep.export(build, to="trl", output=tmp_path / "trl").script
+    folder = next((build / "tokenizer").iterdir())
+    assert script.startswith(f"# The build added tokens to the tokenizer, which is in {folder}.\n")
+    assert "resize_token_embeddings" in script
+    compile(script, "script", "exec")

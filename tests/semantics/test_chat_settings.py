@@ -103,6 +103,12 @@ def test_variables_that_are_not_an_object_are_refused(value: Any) -> None:
     assert "JSON object" in caught.value.remedy
 
 
+@pytest.mark.parametrize("value", ["", " \n", "\udcff", 3])
+def test_a_system_message_is_a_text(value: Any) -> None:
+    with pytest.raises(ConfigError, match="system is"):
+        sftprep.BuildConfig.of(system=value)
+
+
 def test_parameters_of_the_template_function_are_refused() -> None:
     with pytest.raises(ConfigError, match="chat_template_kwargs has 'tools'"):
         sftprep.BuildConfig.of(chat_template_kwargs={"tools": []})

@@ -71,6 +71,15 @@ def test_invalid_settings_are_refused(
     assert "train_on" not in str(caught.value)
 
 
+def test_a_build_is_trained_on_as_it_is(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sftprep.build(CHATS, tokenizer=str(model), output=tmp_path / "build", workers=1)
+    make_sft_trainer(model, tmp_path, str(tmp_path / "build"), system="S", train_roles=["user"])
+    for name in ("system", "train_roles"):
+        assert f"{name} is not applied to train_dataset, which is packed already" in caplog.text
+
+
 def test_flags_and_files(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("chat_template_kwargs:\n  thinking: false\ntrain_roles: [user, tool]\n")

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from sftprep.config.cache_location import cache_dir
+from sftprep.core.versions import version_of
 from sftprep.errors import TokenizerError
 from sftprep.tokenize.loading.load import read_spec, write_spec
 from sftprep.tokenize.loading.spec import TokenizerSpec, with_json
@@ -52,7 +53,8 @@ def add_tokens(
             remedy='set "split_special_tokens" to false in its tokenizer_config.json',
         )
     entries = [{key: entry[key] for key in ("content", *_FLAGS)} for entry in entries]
-    key = sha256(orjson.dumps([_FORMAT, spec.fingerprint, entries])).hexdigest()
+    version = version_of("tokenizers")
+    key = sha256(orjson.dumps([_FORMAT, version, spec.fingerprint, entries])).hexdigest()
     path = (cache or cache_dir()) / "tokenizers" / f"{key}.json"
     found = read_spec(path)
     if found is None:
