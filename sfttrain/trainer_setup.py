@@ -37,7 +37,7 @@ from sfttrain.models.loading import (
     load_model,
 )
 from sfttrain.models.remote_code import is_commit
-from sfttrain.models.tokenizer import match_builds, resolve_tokenizer
+from sfttrain.models.tokenizer import resolve_tokenizer
 from sfttrain.models.unwrap import unwrap_peft
 from sfttrain.trainer_datasets import (
     TrainerParts,
@@ -89,8 +89,7 @@ def resolve_trainer_parts(
     is_needed = not (is_skipped and collator is not None) and any(
         needs_tokenizer(source, skip_prepare=is_skipped) for source in sets
     )
-    tokens = resolve_tokenizer(model, processing, args, needed=is_needed)
-    tokens = match_builds(model, tokens, sets)
+    tokens = resolve_tokenizer(model, processing, args, sets, needed=is_needed)
     if peft_config is not None:
         model = add_adapter(model, peft_config, tokenizer=tokens.tokenizer)
         _warn_of_missing_layers(model, peft_config)

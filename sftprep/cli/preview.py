@@ -93,8 +93,7 @@ def preview(
     Parameters
     ----------
     inputs
-        As for `sftprep build`: files, globs, folders, datasets on the Hub (org/name), or - for
-        stdin.
+        As for `sftprep build`: files, globs, folders, datasets on the Hub, or - for stdin.
     number
         Number of records; of a mixture, they are taken from its sources in turn.
     line
@@ -121,10 +120,9 @@ def preview(
 
     check_integer(number, setting("number"), 1, 10_000)
     choice = RecordChoice(number, tuple(map(_parse_line, line)), random)
-    settings = to_build_config(inputs, config, read, format, tokenize, pack, evaluation, output)
-    settings, data = take_stdin(settings)
-    # User-provided functions may print, and stdout is for the result only.
-    with redirect_stdout(sys.stderr):
+    whole = to_build_config(inputs, config, read, format, tokenize, pack, evaluation, output)
+    settings, data = take_stdin(whole)
+    with redirect_stdout(sys.stderr):  # functions of the user may print
         result = preview_records(settings, choice, data=data)
     if json:
         print_json(preview_data(result))
@@ -154,8 +152,7 @@ def doctor(
     Parameters
     ----------
     inputs
-        As for `sftprep build`: files, globs, folders, datasets on the Hub (org/name), or - for
-        stdin.
+        As for `sftprep build`: files, globs, folders, datasets on the Hub, or - for stdin.
     records
         Largest number of records to examine.
     color
@@ -171,8 +168,8 @@ def doctor(
     from sftprep.report.preview_view import preview_data, preview_lines
 
     check_integer(records, setting("records"), 1, 10_000_000)
-    settings = to_build_config(inputs, config, read, format, tokenize, pack, evaluation, output)
-    settings, data = take_stdin(settings)
+    whole = to_build_config(inputs, config, read, format, tokenize, pack, evaluation, output)
+    settings, data = take_stdin(whole)
     with redirect_stdout(sys.stderr):
         result = examine_sample(settings, data=data, count=records)
     if json:

@@ -44,17 +44,18 @@ class RunTokenizer:
 
 
 def resolve_tokenizer(
-    model: Any, processing: Any | None, args: Any, *, needed: bool
+    model: Any, processing: Any | None, args: Any, sources: Iterable[Any] = (), *, needed: bool
 ) -> RunTokenizer:
-    """Return the tokenizer with the tokens and the template from the settings.
+    """Return the tokenizer with the tokens and the template from the settings and the builds.
 
     The settings are eos_token, pad_token and chat_template_path. The configs of the model get the
-    same tokens.
+    same tokens, and its embedding grows if tokens are new.
 
     Args:
         model: The model.
         processing: The user's tokenizer or processor; None to load the model's own if necessary.
         args: The SFTConfig.
+        sources: The datasets, some of which may be builds that added tokens to their tokenizer.
         needed: Whether raw records are tokenized.
 
     Raises:
@@ -71,7 +72,7 @@ def resolve_tokenizer(
         processing = _load_own_tokenizer(model, args)
     run = RunTokenizer(processing, getattr(processing, "tokenizer", processing))
     if run.tokenizer is None:
-        return run
+        return _match_builds(model, run, sources)
     if args.eos_token is not None:
         run.tokenizer.eos_token = _check_known(run.tokenizer, "eos_token", args.eos_token)
         set_end_token(unwrap_peft(model), run.tokenizer, replace=False)
@@ -80,7 +81,7 @@ def resolve_tokenizer(
         unwrap_peft(model).config.get_text_config().pad_token_id = run.tokenizer.pad_token_id
     if args.chat_template_path is not None:
         run.added = _set_template(unwrap_peft(model), run, args.chat_template_path)
-    return run
+    return _match_builds(model, run, sources)
 
 
 def load_required_tokenizer(
@@ -178,7 +179,7 @@ def _set_template(model: Any, run: RunTokenizer, path: str) -> list[int]:
     return added
 
 
-def match_builds(model: Any, run: RunTokenizer, sources: Iterable[Any]) -> RunTokenizer:
+def _match_builds(model: Any, run: RunTokenizer, sources: Iterable[Any]) -> RunTokenizer:
     """Return the tokenizer with the tokens that builds added to it, and fit the model to it.
 
     Args:

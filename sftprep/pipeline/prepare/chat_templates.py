@@ -64,7 +64,7 @@ def read_templates(config: BuildConfig, spec: TokenizerSpec) -> Templates:
     conversations with tools, and the one named `default` for all others.
 
     Raises:
-        TemplateError: There is no such template, or it cannot be read.
+        TemplateError: No template has this name, or it cannot be read.
         TokenizerError: The tokenizer with the template cannot be loaded, or tokens not be added.
     """
     name, named = config.tokenize.chat_template, spec.named_templates
@@ -116,7 +116,7 @@ def choose_template(
         named: The names of its own templates, which an error offers.
 
     Raises:
-        TemplateError: There is no such template, or it cannot be read.
+        TemplateError: No template has this name, or it cannot be read.
         TokenizerError: The tokenizer of this name cannot be loaded.
 
     Example:
