@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         app.config = (*_config_from_file(tokens), _reject_fractions)
         with settings_shown_as(FlagNames()):
             if (text := help_text(app, tokens)) is not None:
-                print(text)
+                print(text, flush=True)
                 sys.exit(0)
             code = app(
                 _protect_stdin(tokens),
