@@ -166,3 +166,15 @@ def test_a_stream_of_a_run_has_the_template(base: Path, tmp_path: Path) -> None:
     assert main(["run", "--stream", str(path), *flags, *more]) == 0
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]) == NEW
+
+
+@pytest.mark.parametrize("more", [(), ("--use_peft",)], ids=["full", "adapter"])
+def test_a_run_with_new_rows_is_resumed(
+    more: tuple[str, ...], build: Path, base: Path, tmp_path: Path
+) -> None:
+    flags = ("--save_steps", "1", "--lr_scheduler_type", "constant", *more)
+    assert main(command(build, base, tmp_path / "out", *flags)) == 0
+    longer = ("--max_steps", "3", "--resume_from_checkpoint", "latest", *flags)
+    assert main(command(build, base, tmp_path / "out", *longer)) == 0
+    assert (tmp_path / "out" / "checkpoint-3").is_dir()
+    check_tokenizer(tmp_path / "out", build)
