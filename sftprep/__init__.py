@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sftprep.api import build as build
     from sftprep.api import doctor as doctor
     from sftprep.api import preview as preview
+    from sftprep.chat_template.shipped import SHIPPED_TEMPLATES as SHIPPED_TEMPLATES
     from sftprep.config import BuildConfig as BuildConfig
     from sftprep.exchange.exports.export import ExportReport as ExportReport
     from sftprep.exchange.exports.export import export as export
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from sftprep.pipeline.output.merge import merge as merge
     from sftprep.pipeline.output.push import push as push
     from sftprep.pipeline.part import PartReport as PartReport
+    from sftprep.pipeline.prepare.chat_templates import ChosenTemplate as ChosenTemplate
+    from sftprep.pipeline.prepare.chat_templates import choose_template as choose_template
     from sftprep.pipeline.verify import verify as verify
     from sftprep.previews.result import Preview as Preview
     from sftprep.records.transform import Drop as Drop
@@ -72,6 +75,9 @@ _MODULE_OF = {
     "build_in_subprocess": "sftprep.pipeline.build_subprocess",
     "merge": "sftprep.pipeline.output.merge",
     "PartReport": "sftprep.pipeline.part",
+    "ChosenTemplate": "sftprep.pipeline.prepare.chat_templates",
+    "choose_template": "sftprep.pipeline.prepare.chat_templates",
+    "SHIPPED_TEMPLATES": "sftprep.chat_template.shipped",
     "PushReport": "sftprep.pipeline.output.hub",
     "push": "sftprep.pipeline.output.push",
     "PackPlan": "sftprep.packing.strategies",

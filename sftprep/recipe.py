@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from json import loads
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,10 @@ class Recipe:
     # The roles of the turns that are trained; empty: those of the assistant, or as in `train_on`.
     train_roles: tuple[TrainRole, ...] = ()
     train_end: TrainEnd = "turn"
+    # The system message of conversations without one, and the template variables of those that do
+    # not specify them, as JSON text.
+    system: str | None = None
+    template_kwargs: str | None = None
 
     @property
     def expand_turns(self) -> bool:
@@ -149,6 +154,8 @@ class Recipe:
             chat=self.chat_template is not None and self.as_chat is not False,
             as_chat=bool(self.as_chat),
             drop_images=self.drop_images,
+            system=self.system,
+            template_kwargs=None if self.template_kwargs is None else loads(self.template_kwargs),
             tool_calls="tool_calls" in template,
             tool_parameters=has_parameters,
             tool_schemas=has_parameters and _needs_json_schemas(template, special_tokens),

@@ -89,7 +89,7 @@ def resolve_trainer_parts(
     is_needed = not (is_skipped and collator is not None) and any(
         needs_tokenizer(source, skip_prepare=is_skipped) for source in sets
     )
-    tokens = resolve_tokenizer(model, processing, args, needed=is_needed)
+    tokens = resolve_tokenizer(model, processing, args, sets, needed=is_needed)
     if peft_config is not None:
         model = add_adapter(model, peft_config, tokenizer=tokens.tokenizer)
         _warn_of_missing_layers(model, peft_config)

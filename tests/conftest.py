@@ -101,6 +101,22 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def base_tokenizer_dir(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same tokenizer without ChatML markers and without a template, as of a base model."""
+    folder = tmp_path_factory.mktemp("base-tokenizer")
+    tokenizer = json.loads((tokenizer_dir / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [t for t in tokenizer["added_tokens"] if t["id"] == 0]
+    vocabulary = tokenizer["model"]["vocab"]
+    for marker in ("<|im_start|>", "<|im_end|>"):
+        number = vocabulary.pop(marker)
+        vocabulary[f"<{number}>"] = number
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
 @pytest.fixture
 def records(tmp_path: Path) -> Callable[..., str]:
     """Writes records as JSON lines and returns the path."""

@@ -39,6 +39,7 @@ def test_flags_of_other_programs_stand_for_ours(given_flags: str, flags: str) ->
         ("--dataset_text_field body", "--text-field body"),
         ("--dataset_num_proc 4", "--workers 4"),
         ("--chat_template_path t.jinja", "--chat-template t.jinja"),
+        ("--default_system Hi", "--system Hi"),
         ("a.jsonl -- --packing false -o", "a.jsonl -- --packing false -o"),
     ],
 )

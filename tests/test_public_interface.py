@@ -24,6 +24,7 @@ PUBLIC_NAMES = {
     "sftprep": {
         "BuildConfig",
         "BuildReport",
+        "ChosenTemplate",
         "Conversion",
         "Drop",
         "Environment",
@@ -34,10 +35,12 @@ PUBLIC_NAMES = {
         "PartReport",
         "Preview",
         "PushReport",
+        "SHIPPED_TEMPLATES",
         "Shards",
         "TokenizerSpec",
         "build",
         "build_in_subprocess",
+        "choose_template",
         "describe_environment",
         "doctor",
         "export",
@@ -83,6 +86,7 @@ PUBLIC_NAMES = {
         "length_warning",
         "storage_errors",
         "temporary_name",
+        "tokenizer_paths",
         "write_bytes",
     },
     "sftprep.stores": {
@@ -110,6 +114,7 @@ PUBLIC_NAMES = {
 
 SETTINGS_OF_A_BUILD = {
     "as_chat",
+    "chat_template_kwargs",
     "chat_template",
     "config_name",
     "date",
@@ -158,6 +163,7 @@ SETTINGS_OF_A_BUILD = {
     "sources",
     "split",
     "strip_nulls",
+    "system",
     "template_backend",
     "text_field",
     "text_unit",

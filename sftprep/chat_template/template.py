@@ -15,6 +15,8 @@ from hashlib import sha256
 from itertools import accumulate
 from typing import Any, Literal
 
+from jinja2 import nodes
+
 from sftprep.chat_template.compiler.compilation import (
     RenderedPieces,
     RenderFunction,
@@ -32,6 +34,7 @@ from sftprep.chat_template.reference.rendering import (
 )
 from sftprep.chat_template.reference.sandbox import ChatEnvironment
 from sftprep.chat_template.reference.turn_tracking import Region, regions_of
+from sftprep.config.validation import RESERVED_VARIABLES
 from sftprep.core.types import Message
 from sftprep.errors import TemplateError
 
@@ -44,26 +47,6 @@ CHECKED_SHAPES = 32
 CHECKED_MESSAGES = 500
 """Once this number of messages has been rendered twice, only one render in CHECKED_EVERY is
 repeated: Jinja takes 0.1 ms for each message."""
-
-_RESERVED_NAMES = frozenset(
-    {
-        "messages",
-        "conversation",
-        "conversations",
-        "tools",
-        "add_generation_prompt",
-        "chat_template",
-        "continue_final_message",
-        "tokenize",
-        "padding",
-        "truncation",
-        "max_length",
-        "return_tensors",
-        "return_dict",
-        "return_assistant_tokens_mask",
-    }
-)
-"""Parameters of `apply_chat_template`: a template variable cannot have one of these names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +227,11 @@ class ChatTemplate:
         return "jinja" if self._compiled is None else "pieces"
 
     @property
+    def tree(self) -> nodes.Template:
+        """The parsed source."""
+        return self._parsed.tree
+
+    @property
     def renders(self) -> dict[str, int]:
         """Return the number of conversations rendered so far, by backend."""
         return {"pieces": self._num_compiled, "jinja": self._num_jinja}
@@ -291,7 +279,7 @@ class ChatTemplate:
 
     def _with_kwargs(self, template_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the variables of the tokenizer, overridden by those of the record."""
-        reserved = _RESERVED_NAMES.intersection(template_kwargs)
+        reserved = RESERVED_VARIABLES.intersection(template_kwargs)
         if reserved:
             name = min(reserved)
             raise TemplateError(

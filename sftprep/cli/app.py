@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from sftprep.version import __version__
 
@@ -36,8 +36,8 @@ app = App(
     Exit codes: 0 ok; 1 a check failed; 2 usage error or invalid input; 3 environment (disk,
     permission, lock).
     """,
-    # Reflows the paragraphs of the help texts to the width of the terminal.
-    help_format="markdown",
+    # Flags such as --empty-map would only say what is so without them.
+    default_parameter=Parameter(negative_iterable=(), negative_none=()),
     # `main` handles it.
     suppress_keyboard_interrupt=False,
 )

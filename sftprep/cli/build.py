@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 from typing import Annotated
 
 from sftprep.cli.app import app
-from sftprep.cli.build_settings import flags, to_build_config
+from sftprep.cli.build_settings import flags, take_stdin, to_build_config
 from sftprep.cli.console import ProgressBar, print_json
 from sftprep.config.build import (
     EvalConfig,
@@ -80,7 +80,7 @@ def build(
     ----------
     inputs
         Files, globs or folders with JSON lines, JSON arrays, Parquet, CSV, TSV or Arrow; or
-        datasets on the Hub (org/name).
+        datasets on the Hub (org/name); or - for JSON lines from stdin, also with gzip or zstd.
     config
         YAML file with inputs (or the sources of a mixture) and settings by the names of the flags
         (max_length: 2048). Flags on the command line take precedence.
@@ -95,11 +95,12 @@ def build(
     from sftprep.report.summary import summary_data, summary_lines
 
     settings = to_build_config(inputs, config, read, format, tokenize, pack, evaluation, output)
+    settings, data = take_stdin(settings)
     # User-provided functions may print, and stdout is for the summary only.
     is_part = settings.output.part is not None
     with ProgressBar(quiet=json) as bar, redirect_stdout(sys.stderr):
-        part = build_part(settings, progress=bar) if is_part else None
-        report = None if is_part else run(settings, progress=bar)
+        part = build_part(settings, data=data, progress=bar) if is_part else None
+        report = None if is_part else run(settings, data=data, progress=bar)
     if part is not None:
         print_json(part_data(part)) if json else print("\n".join(part_lines(part)))
     if report is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import TYPE_CHECKING
+
 from cyclopts import Group, Parameter
 
 from sftprep.config.aliases import replace_aliases
@@ -16,6 +19,10 @@ from sftprep.config.build import (
     TokenizeConfig,
     read_config_file,
 )
+from sftprep.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sftprep.sources.partition import Source
 
 
 def flags(title: str, position: int, *, show: bool = True) -> Parameter:
@@ -58,3 +65,21 @@ def to_build_config(
         pack=pack or PackConfig(),
         output=output or OutputConfig(),
     )
+
+
+def take_stdin(config: BuildConfig) -> tuple[BuildConfig, list[Source]]:
+    """Return the settings without the input `-`, and stdin as a source if it is that input.
+
+    Raises:
+        ConfigError: Stdin is closed, a terminal, or not the only input.
+    """
+    if "-" not in config.source.inputs:
+        return config, []
+    if len(config.source.inputs) > 1:
+        raise ConfigError(
+            "- is stdin, which is read as the only input, and there are others",
+            remedy="write the records to a file; ./- is a file of this name",
+        )
+    from sftprep.sources.stdin import stdin_source
+
+    return dataclasses.replace(config, source=SourceConfig()), [stdin_source()]

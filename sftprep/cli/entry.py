@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import traceback
@@ -12,6 +13,7 @@ from cyclopts.config import Dict
 
 # These modules add their commands to the application.
 import sftprep.cli.build
+import sftprep.cli.completion
 import sftprep.cli.environment
 import sftprep.cli.export
 import sftprep.cli.finished
@@ -21,6 +23,7 @@ import sftprep.cli.preview
 import sftprep.cli.push
 import sftprep.cli.verify  # noqa: F401
 from sftprep.cli.app import app
+from sftprep.cli.help_text import help_text
 from sftprep.config.aliases import replace_aliases, replace_flags
 from sftprep.config.build import read_config_file
 from sftprep.errors import (
@@ -45,7 +48,15 @@ def main(arguments: list[str] | None = None) -> None:
         tokens = [*replace_flags(tokens)]
         app.config = (*_config_from_file(tokens), _reject_fractions)
         with settings_shown_as(FlagNames()):
-            code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+            if (text := help_text(app, tokens)) is not None:
+                print(text, flush=True)
+                sys.exit(0)
+            code = app(
+                _protect_stdin(tokens),
+                exit_on_error=False,
+                print_error=False,
+                result_action="return_value",
+            )
         sys.exit(code if isinstance(code, int) else 0)
     except SftprepError as error:
         _fail(error, error, error.exit_code, debug=debug)
@@ -79,11 +90,28 @@ def _config_from_file(tokens: list[str]) -> tuple[Dict, ...]:
         path = value if equals else following
         if name == "--config" and path:
             settings = replace_aliases(read_config_file(path))
+            # A flag has text, and the parser would take the keys of a mapping for flags.
+            settings = {
+                key: json.dumps(value) if isinstance(value, dict) else value
+                for key, value in settings.items()
+            }
             # Inputs have no flag; the command reads them from the file.
             for key in ("inputs", "sources"):
                 settings.pop(key, None)
             return (Dict(settings, use_commands_as_keys=False, source=path),)
     return ()
+
+
+def _protect_stdin(tokens: list[str]) -> list[str]:
+    """Return the arguments with each `-` at the end, where the parser does not take it for a flag.
+
+    Example:
+        build - --output out  ->  build --output out -- -
+    """
+    rest = [token for token in tokens if token != "-"]
+    if len(rest) == len(tokens):
+        return tokens
+    return [*rest, *(["--"] if "--" not in rest else []), *["-"] * (len(tokens) - len(rest))]
 
 
 def _reject_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:

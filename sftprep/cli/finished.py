@@ -105,8 +105,9 @@ def inspect(
             f"{setting('row')} is {row}, but {directory} has {format_count(len(shards), 'pack')}",
             remedy=f"use a number from {setting('row', 0)} to {len(shards) - 1}",
         )
+    facts = shards.manifest.tokenizer
     decode = load_decoder(
-        tokenizer or shards.manifest.tokenizer["name"], shards.manifest.tokenizer["fingerprint"]
+        tokenizer or facts["name"], facts["fingerprint"], added=facts.get("added", ())
     )
     index = row % len(shards)
     pack, manifest = shards[index], shards.manifest

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from sftprep.cli.app import app
-from sftprep.cli.build_settings import flags, to_build_config
+from sftprep.cli.build_settings import flags, take_stdin, to_build_config
 from sftprep.cli.console import print_json, uses_color
 from sftprep.config.build import (
     EvalConfig,
@@ -73,7 +73,7 @@ _Output = Annotated[OutputConfig | None, flags("Output and execution", 6, show=F
 def preview(
     *inputs: str,
     number: Annotated[int, Parameter(name=["--number", "-n"])] = 5,
-    line: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    line: tuple[str, ...] = (),
     random: int | None = None,
     full: bool = False,
     tokens: bool = True,
@@ -93,7 +93,7 @@ def preview(
     Parameters
     ----------
     inputs
-        As for `sftprep build`: files, globs, folders, or datasets on the Hub (org/name).
+        As for `sftprep build`: files, globs, folders, datasets on the Hub, or - for stdin.
     number
         Number of records; of a mixture, they are taken from its sources in turn.
     line
@@ -120,10 +120,10 @@ def preview(
 
     check_integer(number, setting("number"), 1, 10_000)
     choice = RecordChoice(number, tuple(map(_parse_line, line)), random)
-    settings = to_build_config(inputs, config, read, format, tokenize, pack, evaluation, output)
-    # User-provided functions may print, and stdout is for the result only.
-    with redirect_stdout(sys.stderr):
-        result = preview_records(settings, choice)
+    whole = to_build_config(inputs, config, read, format, tokenize, pack, evaluation, output)
+    settings, data = take_stdin(whole)
+    with redirect_stdout(sys.stderr):  # functions of the user may print
+        result = preview_records(settings, choice, data=data)
     if json:
         print_json(preview_data(result))
         return 0
@@ -152,7 +152,7 @@ def doctor(
     Parameters
     ----------
     inputs
-        As for `sftprep build`: files, globs, folders, or datasets on the Hub (org/name).
+        As for `sftprep build`: files, globs, folders, datasets on the Hub, or - for stdin.
     records
         Largest number of records to examine.
     color
@@ -168,9 +168,10 @@ def doctor(
     from sftprep.report.preview_view import preview_data, preview_lines
 
     check_integer(records, setting("records"), 1, 10_000_000)
-    settings = to_build_config(inputs, config, read, format, tokenize, pack, evaluation, output)
+    whole = to_build_config(inputs, config, read, format, tokenize, pack, evaluation, output)
+    settings, data = take_stdin(whole)
     with redirect_stdout(sys.stderr):
-        result = examine_sample(settings, count=records)
+        result = examine_sample(settings, data=data, count=records)
     if json:
         print_json(preview_data(result))
     else:

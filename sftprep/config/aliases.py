@@ -22,6 +22,7 @@ _NAMES = {
     "packing_strategy": "packing",
     # LLaMA-Factory and axolotl
     "cutoff_len": "max_length",
+    "default_system": "system",
     "sequence_len": "max_length",
 }
 """Other names of settings with the same values."""

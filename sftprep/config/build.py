@@ -63,8 +63,9 @@ class TokenizeConfig:
     tokenizer: str = ""
     """Folder of a tokenizer or model, or its name on the Hub."""
     chat_template: str | None = None
-    """File with a Jinja chat template, which replaces that of the tokenizer; or the name of one of
-    several templates that the tokenizer has."""
+    """Chat template, which replaces that of the tokenizer: a Jinja file; chatml; a tokenizer
+    (folder or Hub name) whose template is copied; or one of several templates that the tokenizer
+    has. Special tokens in it that the tokenizer lacks are added."""
     eos_token: str | None = None
     """Token that ends a text or a turn, which replaces that of the tokenizer."""
     date: str | None = None

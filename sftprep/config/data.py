@@ -21,11 +21,13 @@ from sftprep.config.validation import (
     check_choice,
     check_integer,
     check_limit,
+    check_message,
     check_number,
     check_strings,
     check_type,
     expand_path,
     split_list,
+    template_variables,
     to_number,
     to_strings,
     unknown_setting,
@@ -65,6 +67,8 @@ class SourceEntry:
     train_on: TrainOn | None = None
     train_roles: tuple[TrainRole, ...] | None = None
     train_end: TrainEnd | None = None
+    system: str | None = None
+    chat_template_kwargs: str | None = None
     as_chat: bool | None = None
     images: Images | None = None
     formatting_func: str | None = None
@@ -89,6 +93,12 @@ class SourceEntry:
             check_type(getattr(self, key), f"the {key} of {self.name}", str, "a string")
         if self.text_unit is not None:
             check_choice(f"the text_unit of {self.name}", self.text_unit, TextUnit)
+        if self.system != "":  # no system message, whatever that of the whole build is
+            check_message(self.system, f"the system of {self.name}")
+        variables = template_variables(
+            self.chat_template_kwargs, f"the chat_template_kwargs of {self.name}"
+        )
+        object.__setattr__(self, "chat_template_kwargs", variables)
         check_type(self.strip_nulls, f"the strip_nulls of {self.name}", bool, "true or false")
         if self.weight is not None:
             check_number(self.weight, f"the weight of {self.name}", 1e-6, 1e6)
@@ -133,10 +143,13 @@ class SourceEntry:
             ConfigError: The combination of settings is invalid.
         """
         names = ("format", "text_field", "map", "as_chat", "images")
+        rendered = ("system", "chat_template_kwargs")
         trained = ("train_on", "train_roles", "train_end")
         functions = ("formatting_func", "transform", "transform_id")
-        settings = {name: getattr(self, name) for name in (*names, *trained, *functions)}
+        settings = {name: getattr(self, name) for name in (*names, *rendered, *trained, *functions)}
         settings = {name: value for name, value in settings.items() if value is not None}
+        if self.system == "":
+            settings["system"] = None
         return dataclasses.replace(whole, **settings) if settings else whole
 
 

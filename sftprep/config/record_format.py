@@ -14,8 +14,10 @@ from sftprep.config.validation import (
     TrainRole,
     YesNo,
     check_choice,
+    check_message,
     check_type,
     split_list,
+    template_variables,
     to_strings,
 )
 from sftprep.errors import ConfigError, setting
@@ -41,6 +43,12 @@ class FormatConfig:
     train_end: TrainEnd = "turn"
     """Tokens that end the trained turns. turn: all of them are trained; last: only that of the last
     trained turn of a conversation; none: none of them."""
+    system: str | None = None
+    """System message of the conversations that have none. A record with one, also under a key such
+    as system, keeps it."""
+    chat_template_kwargs: str | None = None
+    """Variables of the chat template for all conversations, as a JSON object:
+    {"enable_thinking": false}. Those of a record, under the same key, take precedence."""
     reasoning: Reasoning = "template"
     """Reasoning of earlier turns, which many templates remove. template: what the template writes;
     keep: insert what the template writes for a turn that is the last one; expand: one example for
@@ -75,6 +83,9 @@ class FormatConfig:
             function = to_function_setting(getattr(self, name), setting(name))
             object.__setattr__(self, name, function)
         check_type(self.transform_id, setting("transform_id"), str, "a string")
+        check_message(self.system, setting("system"))
+        variables = template_variables(self.chat_template_kwargs, setting("chat_template_kwargs"))
+        object.__setattr__(self, "chat_template_kwargs", None if variables == "{}" else variables)
         if self.formatting_func is not None and self.format not in ("auto", "text"):
             raise ConfigError(
                 f"{setting('formatting_func')} returns plain text, which is not compatible with"

@@ -7,9 +7,10 @@ The functions take the `label` of a setting for their errors: usually a referenc
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -45,6 +46,26 @@ TextUnit = Literal["line", "file"]
 ExecutorChoice = Literal["local", "ray"]
 EncoderChoice = Literal["auto", "gigatoken", "fastokens", "tokenizers"]
 TemplateBackend = Literal["auto", "jinja"]
+
+RESERVED_VARIABLES = frozenset(
+    {
+        "messages",
+        "conversation",
+        "conversations",
+        "tools",
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+    }
+)
+"""Parameters of `apply_chat_template`: a template variable cannot have one of these names."""
 
 
 def unknown_setting(name: str, known: list[str], where: str = "") -> ConfigError:
@@ -161,6 +182,61 @@ def local_folder(path: str, label: str) -> str:
             remedy=f"write ./{path} if you mean a local folder of this name",
         )
     return expanded
+
+
+def to_json_object(value: object, label: str, example: str) -> str | None:
+    """Return a JSON object as text; None stays None.
+
+    Text can be hashed and stored, and keeps the order of the keys, which a template may show.
+
+    Args:
+        value: An object, or the text of one.
+        label: The setting, for errors.
+        example: What the remedy shows.
+
+    Raises:
+        ConfigError: The value is not a JSON object.
+    """
+    if value is None:
+        return None
+    remedy = f"write a JSON object such as {example}"
+    try:
+        parsed = json.loads(value) if isinstance(value, str) else value
+        text = json.dumps(parsed, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{label} is {value!r}, which is not JSON", remedy=remedy) from error
+    if not isinstance(parsed, Mapping):
+        raise ConfigError(f"{label} is {value!r}, not a JSON object", remedy=remedy)
+    return text
+
+
+def template_variables(value: object, label: str) -> str | None:
+    """Return the variables of chat templates as text; None stays None.
+
+    Raises:
+        ConfigError: The value is not a JSON object, or templates have no such variable.
+    """
+    text = to_json_object(value, label, example='{"enable_thinking": false}')
+    if reserved := RESERVED_VARIABLES.intersection(json.loads(text or "{}")):
+        raise ConfigError(
+            f"{label} has {min(reserved)!r}, which is not a variable of templates",
+            remedy=f"remove {min(reserved)!r}",
+        )
+    return text
+
+
+def check_message(value: object, label: str) -> None:
+    """Raise ConfigError unless a value is None or a text that a message may have."""
+    check_type(value, label, str, "a text")
+    if not isinstance(value, str):
+        return
+    if not value.strip():
+        raise ConfigError(f"{label} is empty", remedy=f"leave out {label}, or write a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{label} is not UTF-8", remedy="write it in UTF-8") from error
 
 
 def is_url(path: object) -> bool:

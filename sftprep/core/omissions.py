@@ -30,6 +30,9 @@ remove."""
 VARIABLE_NOT_READ = "template_kwarg_not_read"
 """The kind of warning about variables of a record that its template does not read."""
 
+SYSTEM_ADDED = "system_added"
+"""The kind of warning about records that received the system message of the settings."""
+
 COLUMN_NOT_READ = "column_not_read:"
 """The start of the kind of warning about a column of records that no format reads, although its
 name suggests content. The kind ends with the name."""

@@ -63,6 +63,7 @@ class Example:
         unread_texts: The texts of the turns that the messages lack.
         unread_switch: Whether a turn has a key that appears to select what is trained, and that is
             not read.
+        system_added: Whether the system message is that of the settings.
         replaced: The values of the record that renamed keys replaced, by their original key.
     """
 
@@ -80,6 +81,7 @@ class Example:
     images_dropped: bool = False
     unread_texts: tuple[str, ...] = ()
     unread_switch: bool = False
+    system_added: bool = False
     replaced: dict[str, Any] | None = None
 
 

@@ -87,6 +87,27 @@ def complete_chat(example: Example, record: Record, options: RecordOptions) -> E
     return example
 
 
+def apply_chat_settings(example: Example, options: RecordOptions) -> None:
+    """Add the system message and the template variables of the settings to a conversation.
+
+    What the record specifies takes precedence; a variable that is null is not specified.
+    """
+    messages = example.messages or []
+    if options.system is not None and all(
+        message["role"] not in SYSTEM_ROLES for message in messages
+    ):
+        example.messages = [{"role": "system", "content": options.system}, *messages]
+        if example.prompt_messages is not None:
+            example.prompt_messages = example.messages[: len(example.prompt_messages) + 1]
+        if example.weights is not None:
+            example.weights = [None, *example.weights]
+        example.system_added = True
+    if options.template_kwargs is not None:
+        of_record = example.template_kwargs or {}
+        specified = {name: value for name, value in of_record.items() if value is not None}
+        example.template_kwargs = {**of_record, **options.template_kwargs, **specified}
+
+
 def read_system(record: Record, options: RecordOptions) -> str | None:
     """Return the system prompt alongside the messages of a record, or None.
 

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sftprep.core.types import Example
-from sftprep.records.conversations import CHAT_KEYS, TURN_KEYS, conversation_reader
+from sftprep.records.conversations import (
+    CHAT_KEYS,
+    TURN_KEYS,
+    apply_chat_settings,
+    conversation_reader,
+)
 from sftprep.records.images import IMAGE_KEYS, image_key, remove_images
 from sftprep.records.options import (
     InvalidRecord,
@@ -58,6 +63,7 @@ def record_reader(format_name: str, options: RecordOptions) -> Callable[[Record,
     """
     keys, convert = keys_of(format_name, options), FORMATS[format_name].convert
     is_text, num_keys = FORMATS[format_name].kind != "tokens", len(keys)
+    has_settings = options.system is not None or options.template_kwargs is not None
 
     def read(record: Record, line: int) -> Example:
         replaced: Record = {}
@@ -72,6 +78,8 @@ def record_reader(format_name: str, options: RecordOptions) -> Callable[[Record,
                 break
         else:
             example = convert(record, line, options)
+        if has_settings and example.messages is not None:
+            apply_chat_settings(example, options)
         if had_images:
             example.images_dropped = True
         if replaced:

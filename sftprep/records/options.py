@@ -58,6 +58,8 @@ class RecordOptions:
         tool_schemas: Whether the template shows parameters only if they are in a JSON schema.
         shown_roles: The roles among `roles.PASSED_ROLES` that the template shows.
         drop_images: Whether images are removed; otherwise a record with images is rejected.
+        system: The system message of conversations without one, or None.
+        template_kwargs: The variables of the template for all conversations, or None.
     """
 
     renames: tuple[tuple[str, str], ...] = ()
@@ -69,6 +71,8 @@ class RecordOptions:
     tool_schemas: bool = False
     shown_roles: frozenset[str] = PASSED_ROLES
     drop_images: bool = False
+    system: str | None = None
+    template_kwargs: dict[str, Any] | None = None
 
 
 def rename_keys(

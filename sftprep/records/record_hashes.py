@@ -38,7 +38,10 @@ not compared with new ones."""
 
 _MESSAGE_KEYS = SHOWN_KEYS | SWITCH_KEYS | {"role", "content", "images"}
 """Keys of messages that some template shows, or that specify what is trained."""
-_NOT_COMPARED = ("line", "bare", "images_dropped", "unread_texts", "unread_switch")
+_NOT_COMPARED = (
+    *("line", "bare", "images_dropped", "unread_texts", "unread_switch"),
+    "system_added",
+)
 _CALL_KEYS_NOT_COMPARED = frozenset({"id", "index", "type"})
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 _OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY
@@ -62,6 +65,9 @@ class RecordHasher:
             chat=True,
             tool_calls=True,
             shown_roles=RecordOptions().shown_roles,
+            # Settings are no part of a record: others must not hold out other records.
+            system=None,
+            template_kwargs=None,
         )
         self._read, self._keys = record_reader(format_name, options), keys
         self._options = options

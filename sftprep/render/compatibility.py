@@ -102,8 +102,13 @@ def check_compatible(recipe: Recipe, detected: DetectedFormat) -> None:
         raise ConfigError(
             f"{cause}: {holds}, which have no turns", remedy=f"use {setting('train_on', 'all')}"
         )
-    for name, default in (("train_roles", ()), ("train_end", "turn")):
-        if getattr(recipe, name) != default and not is_rendered:
+    for name, is_set in (
+        ("train_roles", bool(recipe.train_roles)),
+        ("train_end", recipe.train_end != "turn"),
+        ("system", recipe.system is not None),
+        ("chat_template_kwargs", recipe.template_kwargs is not None),
+    ):
+        if is_set and not is_rendered:
             raise ConfigError(
                 f"{setting(name)}: {holds}, which are not rendered as turns",
                 remedy=f"leave out {setting(name)} for them",
@@ -128,6 +133,7 @@ def _missing_template(holds: str, tokenizer: TokenizerSpec) -> TemplateError:
         f"{problem} no chat template",
         remedy=[
             f"specify one with {setting('chat_template', 'FILE')}",
+            f"use {setting('chat_template', 'chatml')}, whose tokens are added to the tokenizer",
             "use the tokenizer of an instruction-tuned model",
         ],
     )

@@ -10,6 +10,7 @@ from typing import Any
 from sftprep.errors import FlagNames, escape_control, format_count
 from sftprep.pipeline.build import BuildReport
 from sftprep.records.inspection.source_reading import SourceReading
+from sftprep.report.tokenizer_lines import tokenizer_lines
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.length_advice import advise_length, length_warning
 from sftprep.shards.manifest import Manifest
@@ -37,7 +38,7 @@ def summary_lines(report: BuildReport) -> list[str]:
         *_reading_lines(report),
         *_date_lines(manifest),
         *_function_lines(manifest),
-        *_encoder_lines(manifest),
+        *tokenizer_lines(manifest),
         *_mask_lines(manifest),
         *_source_lines(manifest),
         *_warning_lines(manifest),
@@ -280,14 +281,6 @@ def _function_lines(manifest: Manifest) -> Iterator[str]:
             )
 
 
-def _encoder_lines(manifest: Manifest) -> Iterator[str]:
-    """Yield why no faster encoder was used, if the user did not choose the encoder."""
-    encoder = manifest.encoder
-    refused = [f"{each['encoder']}: {each['reason']}" for each in encoder.get("refused", ())]
-    if refused:
-        yield escape_control(f"encoder {encoder['encoder']} ({'; '.join(refused)})")
-
-
 def _mask_lines(manifest: Manifest) -> Iterator[str]:
     """Yield why masks took the slower path, if more than a tenth of them did."""
     # Builds of older versions store no masks.
@@ -324,7 +317,8 @@ def _warning_lines(manifest: Manifest) -> Iterator[str]:
     Pass 1 counts them for each record, before any record is left out.
     """
     warnings = data_warnings(manifest)
-    yield from (f"warning: {escape_control(found.render(FlagNames()))}" for found in warnings)
+    for found in warnings:
+        yield f"{found.severity}: {escape_control(found.render(FlagNames()))}"
     left_out = [
         f"{name.replace('_', ' ')} {n:,}" for name, n in manifest.accounting.left_out.items()
     ]

@@ -12,7 +12,7 @@ from sftprep.core.atomic_write import (
     write_bytes,
 )
 from sftprep.core.file_locks import hold_lock
-from sftprep.shards.layout import MANIFEST_NAME, is_finished_build
+from sftprep.shards.layout import MANIFEST_NAME, is_finished_build, tokenizer_paths
 from sftprep.shards.length_advice import length_warning
 from sftprep.shards.locks import exclusive
 from sftprep.shards.warning_kinds import DataWarning, data_warnings
@@ -28,5 +28,6 @@ __all__ = [
     "length_warning",
     "storage_errors",
     "temporary_name",
+    "tokenizer_paths",
     "write_bytes",
 ]

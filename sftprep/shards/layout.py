@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ CARD_NAME = "README.md"  # the data card
 SHARD_FOLDER = "shards"
 GROUP_FOLDER = "groups"
 REJECTED_FOLDER = "rejected"
+TOKENIZER_FOLDER = "tokenizer"  # contains the tokenizer, if tokens were added to it
 EVAL_FOLDER = "eval"
 WORK_FOLDER = "spill"  # contains everything that an unfinished build writes
 MARKER_NAME = "build.json"
@@ -32,6 +35,7 @@ SPILL_PATTERN = r"[0-9a-f]{40}\.arrow"  # names of spills in the work folder
 HELD_OUT_PATTERN = r"held-out-[0-9a-f]{40}\.arrow"  # those of held-out sequences alone
 EVAL_MANIFEST_PATTERN = r"manifest-[0-9a-f]{16}\.json"  # names of manifests in the folder `eval`
 KEY_PATTERN = r"[0-9a-f]{16}"  # keys of groups, see `Group.key`
+TOKENIZER_PATTERN = rf"{TOKENIZER_FOLDER}/[0-9a-f]{{16}}-[0-9a-f]{{16}}"  # see `tokenizer_folder`
 GROUP_FILE_PATTERN = rf"{KEY_PATTERN}-[0-9a-f]{{16}}"  # names of files of groups: key and digest
 RECEIPT_PATTERN = r"receipt-[0-9a-f]{40}\.json"  # names of receipts in the work folder
 RECEIPT_FIELD = "sftprep_receipt"  # the key in the first line of a receipt
@@ -40,13 +44,16 @@ RECIPE_PATTERN = r"recipe-[0-9a-f]{16}\.jsonl"  # names of recipes in the work f
 
 BUILD_FOLDERS = re.compile(
     rf"({EVAL_FOLDER}/)?({SHARD_FOLDER}(/{KEY_PATTERN})?|{GROUP_FOLDER}|{REJECTED_FOLDER})"
-    rf"|{EVAL_FOLDER}"
+    rf"|{EVAL_FOLDER}|{TOKENIZER_FOLDER}|{TOKENIZER_PATTERN}"
 )
 """The folders of a build, by their path in the output folder or in the work folder."""
 
 LARGEST_MANIFEST = 64 * 1024 * 1024
 """Size limit of a manifest, or of the file of a group, in bytes: a larger one is neither read nor
 written."""
+
+LARGEST_TOKENIZER = 1 << 30
+"""Size limit of a file of the tokenizer in a build, in bytes."""
 
 # Content of the marker file, by whether a build created the work folder. These bytes are compared
 # exactly, so a change would turn the work folders of earlier versions into folders of a user.
@@ -81,6 +88,43 @@ def index_path(key: str, digest: str) -> str:
 def rejected_path(key: str, digest: str) -> str:
     """Return the path of the rejected records of a group, see `group_path`."""
     return f"{REJECTED_FOLDER}/{key}-{digest[:16]}.jsonl"
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def tokenizer_folder(digests: Sequence[str]) -> str:
+    """Return the folder of a tokenizer, relative to that of its build.
+
+    Args:
+        digests: The SHA-256 of each of `TOKENIZER_FILES`, in hex.
+    """
+    return f"{TOKENIZER_FOLDER}/{'-'.join(digest[:16] for digest in digests)}"
+
+
+def tokenizer_paths(tokenizer: Mapping[str, Any]) -> dict[str, str]:
+    """Return the paths of the files of the tokenizer in a build, with their SHA-256.
+
+    Args:
+        tokenizer: The field `tokenizer` of the manifest.
+    """
+    digests = tokenizer.get("files")
+    if not isinstance(digests, Mapping) or digests.keys() != {*TOKENIZER_FILES}:
+        return {}
+    folder = tokenizer_folder([str(digests[name]) for name in TOKENIZER_FILES])
+    if not re.fullmatch(TOKENIZER_PATTERN, folder):
+        return {}
+    return {f"{folder}/{name}": str(digests[name]) for name in TOKENIZER_FILES}
+
+
+def is_tokenizer_file(path: Path) -> bool:
+    """Return whether a file has the content that the name of its folder says."""
+    digests = path.parent.name.split("-")
+    try:
+        content = read_regular_file(path, LARGEST_TOKENIZER)
+    except OSError:
+        return False
+    return sha256(content).hexdigest()[:16] == digests[TOKENIZER_FILES.index(path.name)]
 
 
 def receipt_name(key: str) -> str:

@@ -42,9 +42,13 @@ from sftprep.shards.layout import (
     SENT_SUFFIX,
     SHARD_FOLDER,
     SPILL_PATTERN,
+    TOKENIZER_FILES,
+    TOKENIZER_FOLDER,
+    TOKENIZER_PATTERN,
     has_group,
     has_manifest,
     is_marker,
+    is_tokenizer_file,
 )
 from sftprep.shards.locks import is_lock_content
 from sftprep.shards.schema import SHARD_PATTERN
@@ -84,6 +88,8 @@ def is_final_file(path: Path) -> bool:
         return has_manifest(path)
     if path.name == CARD_NAME:
         return _is_card_file(path)
+    if path.parent.parent.name == TOKENIZER_FOLDER:
+        return is_tokenizer_file(path)
     if path.parent.name == GROUP_FOLDER:
         return _is_index(path) if path.suffix == ".index" else has_group(path)
     return _is_rejected(path) if path.suffix == ".jsonl" else is_shard(path)
@@ -243,6 +249,7 @@ _TESTS: tuple[tuple[re.Pattern[str], Callable[[Path], bool]], ...] = (
     (re.compile(rf"({EVAL_FOLDER}/)?{GROUP_FOLDER}/{GROUP_FILE_PATTERN}\.json"), has_group),
     (re.compile(rf"({EVAL_FOLDER}/)?{GROUP_FOLDER}/{GROUP_FILE_PATTERN}\.index"), _is_index),
     (re.compile(rf"({EVAL_FOLDER}/)?{REJECTED_FOLDER}/{GROUP_FILE_PATTERN}\.jsonl"), _is_rejected),
+    (re.compile(rf"{TOKENIZER_PATTERN}/({'|'.join(TOKENIZER_FILES)})"), is_tokenizer_file),
     (re.compile(RECIPE_PATTERN), _starts_with("tokenizer", "train_on", "renames")),
     (re.compile(rf"{SPILL_PATTERN}|{HELD_OUT_PATTERN}"), _is_spill),
     (re.compile(RECEIPT_PATTERN), _starts_with(RECEIPT_FIELD)),

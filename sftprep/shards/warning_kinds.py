@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sftprep.core.omissions import (
     COLUMN_NOT_READ,
@@ -15,6 +15,7 @@ from sftprep.core.omissions import (
     OMISSION_KINDS,
     REASONING,
     REASONING_LEFT,
+    SYSTEM_ADDED,
     TEXT_WITH_CALL,
     VARIABLE_NOT_READ,
 )
@@ -88,6 +89,9 @@ KINDS: dict[str, _Kind] = {
         "the chat template does not read a variable in chat_template_kwargs",
         "remove the variable, or specify a template that reads it with"
         f" {setting('chat_template', 'FILE')}",
+    ),
+    SYSTEM_ADDED: _Kind(
+        "record", f"it has no system message, so that of {setting('system')} is added"
     ),
     "images_dropped": _Kind("record", "the images were removed, and the text was kept"),
     "reasoning_removed": _Kind("record", "all reasoning was removed, as the settings specify"),
@@ -174,6 +178,11 @@ class DataWarning:
     def text(self) -> str:
         """What is wrong, with references to settings."""
         return _kind_of(self.kind).text
+
+    @property
+    def severity(self) -> Literal["note", "warning"]:
+        """Whether it only says what the settings request."""
+        return "note" if self.kind == SYSTEM_ADDED else "warning"
 
     @property
     def counted(self) -> str:

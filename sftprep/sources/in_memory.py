@@ -71,6 +71,16 @@ def memory_source(data: Any) -> Source:
     return Source(f"<{type(data).__name__}>", blocks=lambda: _to_blocks(iter_lines(data)))
 
 
+def replayed_source(name: str, blocks: Callable[[], Iterator[bytes]]) -> Source:
+    """Return a source of lines of JSON that can be read only once.
+
+    Args:
+        name: The name of the source.
+        blocks: Starts to read blocks of whole lines.
+    """
+    return Source(name, blocks=_Replay(blocks))
+
+
 def reject_columns(data: Any) -> None:
     """Reject data organized in columns.
 

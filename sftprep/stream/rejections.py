@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 from sftprep.config.build import BuildConfig
+from sftprep.core.omissions import SYSTEM_ADDED
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import (
     EmptyInput,
@@ -34,7 +35,7 @@ from sftprep.stream.sources.base import Block
 _log = logging.getLogger(__name__)
 
 _KEPT_RECORDS = 100
-_NOT_LOGGED = ("suspects_rejected", "images_dropped", "reasoning_removed")
+_NOT_LOGGED = ("suspects_rejected", "images_dropped", "reasoning_removed", SYSTEM_ADDED)
 """Warnings about what the settings request, or about records that are reported as rejected."""
 _LENGTH = "max_length"
 """The name of the warning about the length limit among those that were logged."""

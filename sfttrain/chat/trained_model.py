@@ -19,7 +19,8 @@ from sftprep.errors import (
     setting,
 )
 from sfttrain.config.model_config import ModelConfig
-from sfttrain.models.loading import find_tokenizer, load_model
+from sfttrain.models.build_tokenizer import find_tokenizer
+from sfttrain.models.loading import load_model
 from sfttrain.models.remote_code import check_code_is_pinned
 
 _ADAPTER_CONFIG, _MODEL_CONFIG = "adapter_config.json", "config.json"

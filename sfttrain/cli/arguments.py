@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+from argparse import Action
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -118,13 +119,15 @@ def read_arguments(arguments: Sequence[str]) -> Request:
         ConfigError: A setting is unknown (the remedy names the nearest known one), has a value of
             the wrong type, or is missing.
     """
-    # 1. Parse the files and the flags together, files first, so that later flags replace them.
-    parser = _run_parser()
+    # 1. Parse the files and then the flags, which replace them. They are not parsed together: a
+    #    list at the end of a file would take DIR for its next item.
+    parser = run_parser()
     flags, files = _separate_config_files(list(arguments))
     from_files = [
         token for path in files for token in _to_flags(read_config_file(path), parser.names(), path)
     ]
-    namespace, rest = parser.parse_known_args([*from_files, *flags])
+    namespace, _ = parser.parse_known_args(from_files)
+    namespace, rest = parser.parse_known_args(flags, namespace)
     parser.reject_unknown(rest)
     if len(rest) > 1:
         raise ConfigError(
@@ -162,11 +165,12 @@ def read_arguments(arguments: Sequence[str]) -> Request:
 
 def full_help() -> str:
     """Return the text of `sfttrain run --help-all`."""
-    text: str = _run_parser().format_help()
+    text: str = run_parser().format_help()
     return text
 
 
-def _run_parser() -> SettingsParser:
+def run_parser() -> SettingsParser:
+    """Return the parser of `sfttrain run`."""
     usage = "sfttrain run DIR --model M --output_dir DIR [options]"
     return SettingsParser(list(_KINDS.values()), "sfttrain run", usage)
 
@@ -207,6 +211,10 @@ class SettingsParser(HfArgumentParser):  # type: ignore[misc]
                 name = token.partition("=")[0]
                 suggestion = _suggest_name(name, self.names(), is_flag=True, command=self.prog)
                 raise ConfigError(f"unknown option {token}", remedy=suggestion)
+
+    def actions(self) -> list[Action]:
+        """Return the options, without those for help."""
+        return [action for action in self._actions if action.dest != "help"]
 
     def names(self) -> list[str]:
         """Return the names of the settings, without dashes."""

@@ -172,6 +172,9 @@ def open_run_stream(
         trust_remote_code=model_config.trust_remote_code,
     )
     settings = DataSettings.from_config(training, tokenizer).build_settings(packing=True)
+    # The trainer does the same to the tokenizer that it saves.
+    changes = {"chat_template": training.chat_template_path, "eos_token": training.eos_token}
+    settings |= {name: value for name, value in changes.items() if value is not None}
     try:
         config = BuildConfig.of(
             **{

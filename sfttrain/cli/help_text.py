@@ -6,6 +6,14 @@ every line with them.
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
+from shutil import get_terminal_size
+
+_INDENT = 34
+"""The column of the descriptions."""
+_NARROWEST, _WIDEST = 60, 100
+
 _EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage or invalid input, 3 environment."
 
 USAGE = "sfttrain run DIR --model NAME_OR_DIR --output_dir DIR [options]"
@@ -19,7 +27,7 @@ OURS: tuple[tuple[str, str, str], ...] = (
     (
         "eval_data",
         "",
-        "the same, for evaluation; by default DIR/eval, if the build has it; none: no evaluation",
+        "as DIR, for evaluation; by default DIR/eval, if the build has it; none: no evaluation",
     ),
     (
         "dataset_name",
@@ -95,6 +103,10 @@ OURS: tuple[tuple[str, str, str], ...] = (
     ("escape_special", "False", "encode special tokens in the texts as plain text"),
     ("strip_nulls", "False", "leave out keys with null, which the columns of a table add"),
     ("as_chat", "", "read prompt and completion strings as turns of a user and an assistant"),
+    ("train_roles", "", "roles of the turns that are trained: user assistant"),
+    ("train_end", "turn", "turn, last or none: which tokens that end trained turns are trained"),
+    ("system", "", "system message of raw conversations that have none"),
+    ("chat_template_kwargs", "", "JSON: variables of the chat template for all raw records"),
     ("dataset_cache_dir", "", "folder of prepared datasets; by default in sftprep's cache"),
     ("eos_token", "", "token that ends a text or a turn; by default the tokenizer's own"),
     ("pad_token", "", "padding token that is saved with the tokenizer"),
@@ -189,6 +201,7 @@ On the terminal and in a file: /reset starts a new conversation, /exit ends. Ctr
 PROGRAM = """usage: sfttrain run DIR --model NAME_OR_DIR --output_dir DIR [options]
        sfttrain chat DIR [options]
        sfttrain env [options]
+       sfttrain completion SHELL
 
 run fine-tunes a causal language model on packs that `sftprep build` wrote, and chat talks to it.
 
@@ -196,6 +209,17 @@ run fine-tunes a causal language model on packs that `sftprep build` wrote, and 
   sfttrain run --help-all   all options
   sfttrain chat --help      all options of chat
   sfttrain env              versions, devices, and the attention that would be chosen
+  sfttrain completion bash  a script that completes the options in a shell
+"""
+
+COMPLETION_USAGE = """usage: sfttrain completion bash|zsh|fish
+
+Prints a script for a shell that completes commands, options and their values:
+
+  source <(sfttrain completion bash)
+  sfttrain completion bash >> ~/.bash_completion
+  sfttrain completion zsh > ~/.zsh/completions/_sfttrain          in a folder of $fpath
+  sfttrain completion fish > ~/.config/fish/completions/sfttrain.fish
 """
 
 ENV_USAGE = """usage: sfttrain env [--tokenizer NAME_OR_DIR] [--json]
@@ -205,9 +229,20 @@ devices of torch, and the attention implementation that --attn auto tries first.
 """
 
 
+_REQUIRED = ("data", "model_name_or_path", "output_dir")
+
+
 def short_help() -> str:
     """Return the text of `sfttrain run --help`."""
-    sections = (("options", OURS), ("training (transformers' TrainingArguments)", TRAINING))
+    is_required = [entry for entry in (*OURS, *TRAINING) if entry[0] in _REQUIRED]
+    sections = (
+        ("required", is_required),
+        ("options", [entry for entry in OURS if entry not in is_required]),
+        (
+            "training (transformers' TrainingArguments)",
+            [entry for entry in TRAINING if entry not in is_required],
+        ),
+    )
     lines = [
         f"usage: {USAGE}",
         "",
@@ -215,19 +250,25 @@ def short_help() -> str:
     ]
     for title, options in sections:
         lines += ["", f"{title}:", *_option_lines(options)]
-    return "\n".join([*lines, "", f"`sfttrain run --help-all` lists every option. {_EXIT_CODES}"])
+    return "\n".join([*lines, "", "`sfttrain run --help-all` lists every option.", _EXIT_CODES])
 
 
 def chat_help() -> str:
     """Return the text of `sfttrain chat --help`."""
-    return "\n".join([CHAT_HELP, "options:", *_option_lines(CHAT), "", _EXIT_CODES])
+    required = ["required:", "  DIR    folder of the model or adapter", ""]
+    lines = [CHAT_HELP, *required, "options:", *_option_lines(CHAT)]
+    return "\n".join([*lines, "", _EXIT_CODES])
 
 
-def _option_lines(options: tuple[tuple[str, str, str], ...]) -> list[str]:
+def _option_lines(options: Sequence[tuple[str, str, str]]) -> list[str]:
     lines = []
+    width = max(_NARROWEST, min(get_terminal_size().columns, _WIDEST))
     for name, default, text in options:
         shown = {"data": "DIR", "model_name_or_path": "--model"}.get(name, f"--{name}")
         # "DIR: ..." already starts with the name in the left column.
         description = text.removeprefix(f"{shown}: ")
-        lines.append(f"  {shown:<31} {description}" + (f" [{default}]" if default else ""))
+        description += f" [{default}]" if default else ""
+        wrapped = textwrap.wrap(description, width - _INDENT, break_on_hyphens=False)
+        lines.append(f"  {shown:<{_INDENT - 3}} {wrapped[0]}")
+        lines += (" " * _INDENT + line for line in wrapped[1:])
     return lines

@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any
 
 from sftprep.errors import FlagNames, MissingDependency, SftprepError, escape_control
 from sfttrain.cli.dependencies import check_dependencies
-from sfttrain.cli.help_text import ENV_USAGE, PROGRAM, chat_help, short_help
+from sfttrain.cli.help_text import COMPLETION_USAGE, ENV_USAGE, PROGRAM, chat_help, short_help
 
 _HELP_FLAGS = {"-h", "--help", "--help-all"}
 
@@ -64,8 +65,7 @@ def _dispatch(name: str, arguments: list[str], debug: bool) -> int:
     command = _COMMANDS[name]
     has_help = bool(_HELP_FLAGS & set(arguments))
     if has_help and "--help-all" not in arguments:
-        print(command.help())
-        return 0
+        return _print_help(command.help())
     try:
         check_dependencies(f"sfttrain {name}")
     except MissingDependency as error:
@@ -74,7 +74,14 @@ def _dispatch(name: str, arguments: list[str], debug: bool) -> int:
         return _run_reporting(command, arguments, debug)
     from sfttrain.cli.arguments import full_help
 
-    print(full_help() if name == "run" else command.help())
+    return _print_help(full_help() if name == "run" else command.help())
+
+
+def _print_help(text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # as with `| head`
+        sys.stderr.close()
     return 0
 
 
@@ -127,6 +134,12 @@ def _chat(arguments: list[str]) -> int:
     return chat(arguments)
 
 
+def _print_completion(arguments: list[str]) -> int:
+    from sfttrain.cli.completion import print_completion
+
+    return print_completion(arguments)
+
+
 def _show_environment(arguments: list[str]) -> int:
     from sfttrain.cli.environment import show_environment
 
@@ -141,6 +154,7 @@ _COMMANDS = {
     ),
     "chat": _Command(_chat, chat_help),
     "env": _Command(_show_environment, ENV_USAGE.rstrip),
+    "completion": _Command(_print_completion, COMPLETION_USAGE.rstrip),
 }
 
 
@@ -198,13 +212,8 @@ def _remove_debug_flag(tokens: list[str]) -> tuple[list[str], bool]:
 def _report_library_error(error: Exception) -> int:
     """Report an error raised by another library, and return the exit code."""
     text = " ".join(str(error).split())[:500] or type(error).__name__
-    if "out of memory" in text.lower():
-        return _report(
-            text,
-            "lower --per_device_train_batch_size, add --gradient_checkpointing, or train an adapter"
-            " with --use_peft",
-            3,
-        )
+    if any(words in text.lower() for words in ("out of memory", "allocate memory")):
+        return _report(text, _remedy_for_memory(error), 3)
     if isinstance(error, OSError):
         return _report(text, "check the disk, and the permissions there", 3)
     if isinstance(error, ImportError):
@@ -212,6 +221,18 @@ def _report_library_error(error: Exception) -> int:
     if isinstance(error, ValueError):
         return _report(text, "check the settings; --debug shows the traceback", 2)
     return _report(f"{type(error).__name__}: {text}", "run with --debug to see the traceback", 1)
+
+
+def _remedy_for_memory(error: Exception) -> str:
+    """Return which settings need less memory, for the phase that had too little."""
+    frames = (frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__))
+    if "evaluate" in frames:
+        return "lower --per_device_eval_batch_size, which counts packs of up to max_length tokens"
+    return (
+        "lower --per_device_train_batch_size, which counts packs of up to max_length tokens, and"
+        " raise --gradient_accumulation_steps by the same factor; or add --gradient_checkpointing,"
+        " or train an adapter with --use_peft"
+    )
 
 
 def _report(message: str, remedy: str, code: int) -> int:

@@ -38,13 +38,13 @@ from sfttrain.config.model_config import ModelConfig
 from sfttrain.config.sft_config import SFTConfig
 from sfttrain.data.streaming import is_stream
 from sfttrain.models.adapters import grow_embedding, merge_adapter
+from sfttrain.models.build_tokenizer import fit_to_build, tokenizer_for
 from sfttrain.models.loading import (
     check_match,
     cpu_has_bfloat16,
     get_peft_config,
     get_quantization_config,
     load_model,
-    tokenizer_for,
     trainable_share,
 )
 from sfttrain.models.remote_code import check_code_is_pinned, code_that_runs
@@ -220,10 +220,12 @@ def _load_matching_model(
         training.model_init_kwargs = None  # the trainer refuses them for a loaded model
     model = load_model(model_config, device=training.device, options=options)
     new_rows = 0
-    if data.is_build and tokenizer is not None and "tokenizer" in allowed:
+    if data.is_build and tokenizer is not None:
         set_seed(training.seed)  # the embeddings of new tokens are initialized at random
-        max_id = int(data.train.manifest.tokenizer.get("max_id", -1))
-        new_rows = grow_embedding(model, tokenizer, max_id)
+        fit_to_build(model, tokenizer, data.train.manifest)
+        if "tokenizer" in allowed:
+            max_id = int(data.train.manifest.tokenizer.get("max_id", -1))
+            new_rows = grow_embedding(model, tokenizer, max_id)
     warnings = check_match(model, data.train, fingerprint, allowed) if data.is_build else []
     if new_rows:
         warnings.append(

@@ -27,6 +27,7 @@ _RENAMED = {
 _SAME = {
     "allow_mismatch",
     "as_chat",
+    "chat_template_kwargs",
     "eos_token",
     "escape_special",
     "format",
@@ -37,6 +38,9 @@ _SAME = {
     "reasoning",
     "seed",
     "strip_nulls",
+    "system",
+    "train_end",
+    "train_roles",
     "transform",
     "transform_id",
     "trust_remote_code",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from transformers import TrainingArguments
 
-from sftprep.config import check_local_path, to_function_setting
+from sftprep.config import check_local_path
 from sftprep.errors import ConfigError, setting
 from sfttrain.config.attention_names import reject_mixing
 from sfttrain.config.deprecated import DeprecatedSettings, apply_deprecated_settings
@@ -23,6 +23,7 @@ from sfttrain.config.launchers import (
     report_wait,
     unmet_launch,
 )
+from sfttrain.config.record_settings import RecordSettings
 from sfttrain.config.trackers import check_trackers
 from sfttrain.config.unsupported import check_choices, check_numbers, reject_unsupported, reject_url
 
@@ -37,7 +38,7 @@ class DefaultLength(int):
 
 
 @dataclass
-class SFTConfig(DeprecatedSettings, TrainingArguments):  # type: ignore[misc]
+class SFTConfig(RecordSettings, DeprecatedSettings, TrainingArguments):  # type: ignore[misc]
     """TrainingArguments with the settings of TRL 1.16's SFTConfig, and sfttrain's.
 
     Older names of the settings are accepted too. These defaults differ from TrainingArguments:
@@ -191,72 +192,7 @@ class SFTConfig(DeprecatedSettings, TrainingArguments):  # type: ignore[misc]
         default=False, metadata={"help": "Keep activations in CPU memory."}
     )
 
-    # 3. Fields of sfttrain.
-    reasoning: Literal["template", "keep", "expand", "drop"] | None = field(
-        default=None,
-        metadata={
-            "help": "Reasoning of earlier turns in raw records. template: what the template writes;"
-            " keep: insert what the template writes for a turn that is the last one; expand: one"
-            " example for each assistant turn; drop: remove all reasoning. By default, what TRL"
-            " does: keep with assistant_only_loss and a template of Qwen3, Qwen3.5 or Qwen3.6."
-        },
-    )
-    transform: str | None = field(
-        default=None,
-        metadata={
-            "help": (
-                "Function that returns another record for a raw record, a list of records, or"
-                " sftprep.Drop(reason): file.py:function; in Python also the function itself."
-            )
-        },
-    )
-    transform_id: str | None = field(
-        default=None,
-        metadata={
-            "help": (
-                "Name of the present version of a transform without a source file, so that"
-                " prepared data is reused and a stream can be resumed."
-            )
-        },
-    )
-    on_bad_record: Literal["error", "quarantine"] = field(
-        default="error",
-        metadata={
-            "help": "What to do with a raw record that cannot be used: error, or quarantine."
-        },
-    )
-    images: Literal["error", "drop"] = field(
-        default="error",
-        metadata={"help": "What to do with a raw record that has images: error, or drop them."},
-    )
-    format: str = field(
-        default="auto",
-        metadata={
-            "help": "Format of raw records, as for sftprep build: auto, messages, text (which reads"
-            " .txt files as well) ..."
-        },
-    )
-    map: str | None = field(
-        default=None,
-        metadata={"help": "Keys of raw records to rename: Query=instruction,Reply=output."},
-    )
-    escape_special: bool = field(
-        default=False,
-        metadata={"help": "Encode special tokens that a raw record spells as plain text."},
-    )
-    strip_nulls: bool = field(
-        default=False,
-        metadata={
-            "help": "Leave out keys with null in raw records, which the columns of a table add."
-        },
-    )
-    as_chat: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Read a prompt and a completion that are strings as turns; by default only"
-            " known pairs of other keys, such as question and answer."
-        },
-    )
+    # 3. Fields of sfttrain, apart from those of RecordSettings.
     dataset_cache_dir: str | None = field(
         default=None,
         metadata={"help": "Folder of prepared datasets; by default in sftprep's cache."},
@@ -308,7 +244,7 @@ class SFTConfig(DeprecatedSettings, TrainingArguments):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         drop_empty_variables()
-        self.transform = to_function_setting(self.transform, setting("transform"))
+        self.check_records()
         for name in ("output_dir", "dataset_cache_dir"):
             check_local_path(str(getattr(self, name) or ""), setting(name))
         reject_url(self.chat_template_path, "chat_template_path")

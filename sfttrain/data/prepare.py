@@ -120,8 +120,11 @@ class DataPreparation:
             SftprepError: Any error of `sftprep.build`.
         """
         if is_packs(source) or is_build(source):
-            if self._settings.transform is not None:
-                logger.warning("transform is not applied to %s, which is packed already", name)
+            for ignored in ("transform", "system", "chat_template_kwargs", "train_roles"):
+                if getattr(self._settings, ignored) is not None:
+                    logger.warning(
+                        "%s is not applied to %s, which is packed already", ignored, name
+                    )
             if is_build(source):
                 source = open_build(source, self._settings.requested_length)
             return cast(PackSource, source)

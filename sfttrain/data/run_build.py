@@ -102,4 +102,5 @@ def log_accounting(folder: Path, name: str, names: SettingNames) -> None:
     for text in length_warning(manifest, names):
         logger.warning("%s: %s", name, text)
     for found in data_warnings(manifest):
-        logger.warning("%s: %s", name, found.render(names))
+        level = logging.INFO if found.severity == "note" else logging.WARNING
+        logger.log(level, "%s: %s", name, found.render(names))

@@ -11,9 +11,6 @@ from sfttrain.data.training_templates import keeps_reasoning
 NO_CUT = 2**31 - 1
 """A max_length that truncates nothing."""
 
-# completion_only_loss of SFTConfig, and train_on of a build.
-_TRAIN_ON = {None: "auto", True: "completion", False: "all"}
-
 
 @dataclass(frozen=True)
 class DataSettings:
@@ -58,6 +55,14 @@ class DataSettings:
     train_prompt_assistants: bool
     """Whether assistant turns in prompts are trained too: assistant_only_loss with
     completion_only_loss=False."""
+    train_roles: list[str] | None = None
+    """Roles of the turns that are trained; None for those of the assistant."""
+    train_end: str = "turn"
+    """The trained tokens that end turns: turn, last or none."""
+    system: str | None = None
+    """System message of conversations without one."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables of the chat template for all conversations."""
     transform: str | None = None
     """The user's function that makes other records of records."""
     transform_id: str | None = None
@@ -92,11 +97,7 @@ class DataSettings:
             )
         return cls(
             text_field=args.dataset_text_field,
-            train_on=(
-                _TRAIN_ON[args.completion_only_loss]
-                if not args.assistant_only_loss
-                else "assistant"
-            ),
+            train_on=args.train_on,
             max_length=length,
             strategy=args.packing_strategy,
             truncate_side={"keep_start": "right", "keep_end": "left"}[args.truncation_mode],
@@ -116,6 +117,10 @@ class DataSettings:
             train_prompt_assistants=(
                 args.assistant_only_loss and args.completion_only_loss is False
             ),
+            train_roles=args.train_roles,
+            train_end=args.train_end,
+            system=args.system,
+            chat_template_kwargs=args.chat_template_kwargs,
             transform=args.transform,
             transform_id=args.transform_id,
             requested_length=args.requested_length,
@@ -130,6 +135,9 @@ class DataSettings:
             "transform": self.transform,
             "transform_id": self.transform_id,
             "map": self.map,
+            "train_roles": self.train_roles,
+            "system": self.system,
+            "chat_template_kwargs": self.chat_template_kwargs,
         }
         return {
             **{name: value for name, value in optional.items() if value is not None},
@@ -147,6 +155,7 @@ class DataSettings:
             "escape_special": self.escape_special,
             "strip_nulls": self.strip_nulls,
             "as_chat": self.as_chat,
+            "train_end": self.train_end,
             # As in TRL, a record without an answer is trained; `auto` keeps suspects otherwise.
             **({"quality_checks": "keep"} if self.on_bad_record == "error" else {}),
         }
@@ -155,4 +164,4 @@ class DataSettings:
 def _reasoning_of_trl(args: Any, tokenizer: Any | None) -> str:
     """Return how TRL treats the reasoning of earlier turns."""
     template = getattr(tokenizer, "chat_template", None)
-    return "keep" if args.assistant_only_loss and keeps_reasoning(template) else "template"
+    return "keep" if args.train_on == "assistant" and keeps_reasoning(template) else "template"

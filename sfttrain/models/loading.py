@@ -10,13 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-import sftprep
 from sftprep.errors import (
     ConfigError,
     InputNotFound,
     MismatchError,
     MissingDependency,
-    TokenizerError,
     first_line,
     setting,
 )
@@ -42,7 +40,7 @@ class ManifestLike(Protocol):
         """Facts of the tokenizer of the shards.
 
         They are name, fingerprint, vocab_size, max_id (largest id in the shards), eos_token_id and
-        pad_token_id.
+        pad_token_id; and `added`, the tokens that the build added to it, if there are any.
         """
         ...
 
@@ -245,53 +243,6 @@ def _allow_mismatch(kind: str, text: str, remedy: str, allowed: Sequence[str]) -
     return [text]
 
 
-def tokenizer_for(
-    config: ModelConfig, manifest: ManifestLike, allowed: Sequence[str] = ()
-) -> tuple[Any | None, str | None]:
-    """Load the tokenizer for the saved model, with the template of the shards.
-
-    Its end token is that of the shards too.
-
-    It is the model's own tokenizer if there is one, else the tokenizer that the shards name.
-    `trust_remote_code` applies to the model, which the user named; code of a tokenizer that a
-    manifest names never runs.
-
-    Args:
-        config: The model.
-        manifest: The manifest of the shards.
-        allowed: Mismatches that are allowed, as in `check_match`. If "tokenizer" is among them,
-            the tokenizer of the shards is preferred.
-
-    Returns:
-        The tokenizer, and the fingerprint of the model's own; None where there is none.
-    """
-    expected = str(manifest.tokenizer.get("fingerprint", ""))
-    model_tokenizer = find_tokenizer(
-        str(config.model_name_or_path),
-        revision=config.model_revision,
-        trust_remote_code=config.trust_remote_code,
-    )
-    fingerprint = _fingerprint(model_tokenizer, manifest) if model_tokenizer is not None else None
-    tokenizer = model_tokenizer
-    differs = bool(expected) and fingerprint != expected
-    # The tokenizer of the shards is used if the model has none, or if the two differ and this is
-    # allowed or cannot be excluded.
-    if model_tokenizer is None or (differs and (fingerprint is None or "tokenizer" in allowed)):
-        tokenizer = find_tokenizer(str(manifest.tokenizer.get("name") or "")) or model_tokenizer
-    if tokenizer is not None:
-        # Inference must render prompts and detect the end of an answer as the training did.
-        # Of several templates, the manifest has the one named default.
-        own_template = tokenizer.chat_template
-        if isinstance(own_template, dict):
-            own_template = own_template.get("default")
-        if manifest.chat_template not in (None, own_template):
-            tokenizer.chat_template = manifest.chat_template
-        end = manifest.tokenizer.get("eos_token_id")
-        if end is not None and end != tokenizer.eos_token_id and int(end) < len(tokenizer):
-            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(int(end))
-    return tokenizer, fingerprint
-
-
 def cpu_has_bfloat16() -> bool:
     """Return whether this CPU computes in bfloat16.
 
@@ -309,61 +260,12 @@ def trainable_share(model: nn.Module) -> tuple[int, int]:
     return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
 
 
-def _fingerprint(tokenizer: Any, manifest: ManifestLike) -> str | None:
-    """Return the fingerprint of a tokenizer with the end token of the shards.
-
-    `sftprep build ... --eos-token TOKEN` changes the fingerprint of the same tokenizer. The result
-    is None for a tokenizer that sftprep cannot read.
-    """
-    try:
-        spec = sftprep.tokenizer_spec(tokenizer)
-        end = manifest.tokenizer.get("eos_token_id")
-        if end is not None and end != spec.eos_token_id and int(end) < spec.vocab_size:
-            spec = spec.with_eos(str(tokenizer.convert_ids_to_tokens(int(end))))
-    except TokenizerError:
-        return None  # no shards can have been built with it
-    return str(spec.fingerprint)
-
-
 def _dtype(config: ModelConfig, device: torch.device) -> Any:
     if config.dtype is not None:
         return "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
     # Full training in 16 bits loses updates that are smaller than the last bit of a weight. The
     # frozen base of an adapter has no updates.
     return "auto" if config.use_peft and device.type != "cpu" else torch.float32
-
-
-def find_tokenizer(
-    name: str, *, revision: str | None = None, trust_remote_code: bool = False
-) -> Any | None:
-    """Load a tokenizer; return None for a missing one, or if it needs code.
-
-    Code of the repository runs only with `trust_remote_code`.
-    """
-    if not name:
-        return None
-    if os.path.isdir(name) and not any((Path(name) / file).exists() for file in _TOKENIZER_FILES):
-        return None
-    from transformers import AutoTokenizer
-
-    reject_revision_of_folder(name, revision)
-    if trust_remote_code:
-        check_code_references(name, revision)
-    try:
-        return AutoTokenizer.from_pretrained(
-            name, revision=revision, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError):
-        return None
-
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "spiece.model",
-)
 
 
 def _remedy_for_missing(name: str) -> str:

@@ -5,15 +5,29 @@ It is the user's or the model's own.
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from sftprep.errors import ConfigError, TemplateError, TokenizerError, first_line, setting
+import sftprep
+from sftprep.errors import ConfigError, SftprepError, TokenizerError, first_line, setting
+from sfttrain.config.model_config import ModelConfig
+from sfttrain.config.setting_names import TrainerNames
+from sfttrain.data.inputs import is_build
+from sfttrain.models.adapters import record_new_tokens
+from sfttrain.models.build_tokenizer import (
+    add_tokens,
+    fit_to_build,
+    tokenizer_for,
+    use_end_and_template,
+)
 from sfttrain.models.clone_template import clone_chat_template, set_end_token
 from sfttrain.models.remote_code import check_code_references, reject_revision_of_folder
 from sfttrain.models.unwrap import unwrap_peft
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -30,17 +44,18 @@ class RunTokenizer:
 
 
 def resolve_tokenizer(
-    model: Any, processing: Any | None, args: Any, *, needed: bool
+    model: Any, processing: Any | None, args: Any, sources: Iterable[Any] = (), *, needed: bool
 ) -> RunTokenizer:
-    """Return the tokenizer with the tokens and the template from the settings.
+    """Return the tokenizer with the tokens and the template from the settings and the builds.
 
     The settings are eos_token, pad_token and chat_template_path. The configs of the model get the
-    same tokens.
+    same tokens, and its embedding grows if tokens are new.
 
     Args:
         model: The model.
         processing: The user's tokenizer or processor; None to load the model's own if necessary.
         args: The SFTConfig.
+        sources: The datasets, some of which may be builds that added tokens to their tokenizer.
         needed: Whether raw records are tokenized.
 
     Raises:
@@ -57,7 +72,7 @@ def resolve_tokenizer(
         processing = _load_own_tokenizer(model, args)
     run = RunTokenizer(processing, getattr(processing, "tokenizer", processing))
     if run.tokenizer is None:
-        return run
+        return _match_builds(model, run, sources)
     if args.eos_token is not None:
         run.tokenizer.eos_token = _check_known(run.tokenizer, "eos_token", args.eos_token)
         set_end_token(unwrap_peft(model), run.tokenizer, replace=False)
@@ -66,7 +81,7 @@ def resolve_tokenizer(
         unwrap_peft(model).config.get_text_config().pad_token_id = run.tokenizer.pad_token_id
     if args.chat_template_path is not None:
         run.added = _set_template(unwrap_peft(model), run, args.chat_template_path)
-    return run
+    return _match_builds(model, run, sources)
 
 
 def load_required_tokenizer(
@@ -131,22 +146,61 @@ def _check_known(tokenizer: Any, name: str, token: str) -> str:
 
 
 def _set_template(model: Any, run: RunTokenizer, path: str) -> list[int]:
-    """Set the template from a Jinja file or clone it from another tokenizer.
+    """Set the template: a file, one that sftprep has, or that of another tokenizer.
+
+    The tokens of the template that the tokenizer lacks are added to it.
 
     Returns:
-        The ids that cloning added to the tokenizer.
+        The ids that are new to the tokenizer.
     """
     assert run.tokenizer is not None
     assert run.processing is not None
-    if not path.endswith((".jinja", ".j2", ".jinja2")):
+    is_file = path.endswith((".jinja", ".j2", ".jinja2")) or os.path.isfile(path)
+    if not is_file and (os.path.isdir(path) or path not in sftprep.SHIPPED_TEMPLATES):
         return clone_chat_template(model, run.tokenizer, path).added_tokens
+    tokenizer = run.tokenizer
+    variables = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
+    known = {token.content for token in tokenizer.added_tokens_decoder.values()}
     try:
-        source = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TemplateError(
-            f"the chat template {path} cannot be read: {error}",
-            remedy=f"check the path in {setting('chat_template_path')}",
-        ) from error
-    run.tokenizer.chat_template = source
-    run.processing.chat_template = source
-    return []
+        chosen = sftprep.choose_template(os.path.expanduser(path), variables, known=known)
+    except SftprepError as error:
+        raise error.shown_by(TrainerNames("train_dataset", None)) from error
+    tokenizer.chat_template = run.processing.chat_template = chosen.source
+    added = add_tokens(tokenizer, chosen.tokens)
+    if chosen.eos_token is not None:
+        tokenizer.eos_token = chosen.eos_token
+        set_end_token(model, tokenizer, replace=True)
+    if added:
+        rows = int(model.get_input_embeddings().weight.shape[0])
+        if max(added) >= rows:
+            model.resize_token_embeddings(max(added) + 1)
+        record_new_tokens(model, added)
+        logger.info("%d tokens of %s are added to the tokenizer", len(added), path)
+    return added
+
+
+def _match_builds(model: Any, run: RunTokenizer, sources: Iterable[Any]) -> RunTokenizer:
+    """Return the tokenizer with the tokens that builds added to it, and fit the model to it.
+
+    Args:
+        model: The model, whose embedding may grow.
+        run: The tokenizer so far, which is changed in place.
+        sources: The datasets; others than builds with added tokens change nothing.
+    """
+    manifests = (
+        source.manifest if hasattr(source, "manifest") else sftprep.read_manifest(source)
+        for source in sources
+        if hasattr(source, "manifest") or is_build(source)
+    )
+    for manifest in manifests:
+        if not manifest.tokenizer.get("added"):
+            continue
+        if run.tokenizer is None:
+            name = str(getattr(unwrap_peft(model).config, "_name_or_path", "") or "")
+            tokenizer, _ = tokenizer_for(ModelConfig(model_name_or_path=name), manifest)
+            run = RunTokenizer(tokenizer, tokenizer)
+        if run.tokenizer is not None:
+            run.added += add_tokens(run.tokenizer, manifest.tokenizer["added"])
+            use_end_and_template(run.tokenizer, manifest)
+            fit_to_build(unwrap_peft(model), run.tokenizer, manifest)
+    return run

@@ -261,7 +261,8 @@ def test_a_setting_of_a_data_set_without_a_counterpart(
         ({}, {"overlong": "drop", "packing": "none"}, ""),
         ({"val_set_size": 500}, {}, "not converted: val_set_size: 500"),
         ({"chat_template": "tokenizer_default"}, {}, ""),
-        ({"chat_template": "chatml"}, {}, 'not converted: chat_template: "chatml"'),
+        ({"chat_template": "chatml"}, {"chat_template": "chatml"}, ""),
+        ({"chat_template": "llama3"}, {}, 'not converted: chat_template: "llama3"'),
         (
             {"chat_template": "jinja", "chat_template_jinja": "./my template.jinja"},
             {"chat_template": "./my template.jinja"},

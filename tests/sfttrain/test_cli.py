@@ -19,6 +19,7 @@ from sfttrain.cli.arguments import LORA_LEARNING_RATE, RunConfig, read_arguments
 from sfttrain.cli.main import main
 from sfttrain.config import ModelConfig, SFTConfig
 from sfttrain.config.deprecated import CURRENT_NAMES
+from sfttrain.trainer import SFTTrainer
 from tests.sfttrain.builds import write_build
 from tests.sfttrain.packs import make_packs
 from tests.sfttrain.tiny import tiny_model
@@ -428,3 +429,31 @@ def test_no_command_and_unknown_commands() -> None:
     assert main(["--help"]) == 0
     assert main(["--version"]) == 0
     assert main(["trian"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("step", "flag", "other"),
+    [
+        ("training_step", "--per_device_train_batch_size", "--per_device_eval_batch_size"),
+        ("_evaluate_set", "--per_device_eval_batch_size", "--per_device_train_batch_size"),
+    ],
+)
+def test_the_batch_size_that_needs_too_much_memory_is_named(
+    step: str,
+    flag: str,
+    other: str,
+    build: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(SFTTrainer, step, fail)
+    flags = ("--max_steps", "1", "--eval_data", str(build), "--isolation_guard", "false")
+    assert main(command(build, model, tmp_path / "out", *flags)) == 3
+    error = capsys.readouterr().err
+    assert f"lower {flag}" in error
+    assert other not in error

@@ -16,7 +16,8 @@ from sftprep.stream import open_stream
 from sfttrain import ModelConfig
 from sfttrain.cli.arguments import read_arguments
 from sfttrain.cli.main import main
-from sfttrain.models.loading import check_match, load_model, tokenizer_for
+from sfttrain.models.build_tokenizer import tokenizer_for
+from sfttrain.models.loading import check_match, load_model
 from sfttrain.models.remote_code import check_code_is_pinned, check_code_references, code_that_runs
 from sfttrain.models.tokenizer import load_required_tokenizer
 from tests.sfttrain.tiny import tiny_model

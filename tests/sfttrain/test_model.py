@@ -14,11 +14,11 @@ from sftprep import tokenizer_spec
 from sftprep.errors import ConfigError, InputNotFound, MismatchError, MissingDependency
 from sfttrain import ModelConfig, get_kbit_device_map, get_peft_config, get_quantization_config
 from sfttrain.models.adapters import add_adapter
+from sfttrain.models.build_tokenizer import tokenizer_for
 from sfttrain.models.loading import (
     check_match,
     cpu_has_bfloat16,
     load_model,
-    tokenizer_for,
     trainable_share,
 )
 from tests.sfttrain.packs import MemoryPacks, make_pack

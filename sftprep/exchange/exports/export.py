@@ -22,7 +22,7 @@ from sftprep.exchange.exports.folder import (
 from sftprep.exchange.exports.rows import find_targets
 from sftprep.exchange.exports.scripts import ScriptFacts, script_for
 from sftprep.exchange.exports.targets import TARGETS, Target, check_weights
-from sftprep.shards.layout import EVAL_FOLDER
+from sftprep.shards.layout import EVAL_FOLDER, tokenizer_paths
 from sftprep.shards.reading.open_build import open_shards
 from sftprep.shards.reading.shards import Shards
 from sftprep.version import __version__
@@ -152,8 +152,11 @@ def _open_splits(folder: str | os.PathLike[str]) -> dict[str, Shards]:
 
 
 def _facts(path: str, builds: dict[str, Shards]) -> ScriptFacts:
+    train = builds["train"]
+    stored = next(iter(tokenizer_paths(train.manifest.tokenizer)), "").rpartition("/")[0]
     return ScriptFacts(
         path=path,
+        tokenizer=str(train.root / stored) if stored else "",
         max_length=max(shards.manifest.max_length for shards in builds.values()),
         has_validation="validation" in builds,
     )

@@ -15,16 +15,26 @@ class ScriptFacts:
         path: The folder of the export.
         max_length: The most tokens of a row.
         has_validation: Whether the export has the split `validation`.
+        tokenizer: The folder of the tokenizer, if the build added tokens to it; else "".
     """
 
     path: str
     max_length: int
     has_validation: bool
+    tokenizer: str = ""
 
 
 def script_for(target: str, facts: ScriptFacts) -> str:
     """Return the lines for a tool: Python, or YAML for axolotl."""
-    return _SCRIPTS[target](facts).rstrip("\n")
+    script = _SCRIPTS[target](facts).rstrip("\n")
+    if not facts.tokenizer:
+        return script
+    return (
+        f"# The build added tokens to the tokenizer, which is in {facts.tokenizer}.\n"
+        "# The embedding of the model must have a row for each of them:\n"
+        "# model.resize_token_embeddings(len(tokenizer))\n"
+        f"{script}"
+    )
 
 
 def _trl(facts: ScriptFacts) -> str:

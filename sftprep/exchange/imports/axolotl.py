@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from sftprep.chat_template.shipped import SHIPPED_TEMPLATES
 from sftprep.errors import ConfigError
 from sftprep.exchange.imports.axolotl_sources import convert_source
 from sftprep.exchange.imports.converted import Conversion
@@ -62,7 +63,9 @@ def _convert_template(conversion: Conversion, value: Any, content: dict[str, Any
     template = content.get("chat_template_jinja")
     if value in _TEMPLATES_OF_THE_TOKENIZER:
         return
-    if value == "jinja" and isinstance(template, str) and is_file_name(template):
+    if value in SHIPPED_TEMPLATES:
+        conversion.settings["chat_template"] = value
+    elif value == "jinja" and isinstance(template, str) and is_file_name(template):
         conversion.settings["chat_template"] = template
     elif value == "jinja":
         conversion.skip("chat_template_jinja", template, "save it to a file: chat_template: FILE")

@@ -17,6 +17,7 @@ from sftprep.pipeline.prepare.inputs import absolute_path
 from sftprep.pipeline.prepare.setup import Setup
 from sftprep.recipe import RecipeFile
 from sftprep.sources.groups import GroupMember, cut_groups, slice_bytes
+from sftprep.sources.stdin import STDIN_NAME
 
 
 def make_tasks(
@@ -133,7 +134,8 @@ def _one_group_reasons(setup: Setup, config: BuildConfig) -> list[str]:
     if any(each.source.limit is not None for each in setup.inputs):
         reasons.append(setting("limit"))
     if any(each.source.blocks is not None for each in setup.inputs):
-        reasons.append("data in memory")
+        is_stdin = any(each.source.name == STDIN_NAME for each in setup.inputs)
+        reasons.append("stdin" if is_stdin else "data in memory")
     functions = [f for recipe in setup.recipes for f in recipe.functions().values()]
     if any(isinstance(function, PassedFunction) for function in functions):
         reasons.append("a function that was passed as an object")

@@ -34,6 +34,8 @@ from sftprep.shards.layout import (
     LOCK_NAME,
     REJECTED_FOLDER,
     SHARD_FOLDER,
+    TOKENIZER_FILES,
+    TOKENIZER_PATTERN,
     WORK_FOLDER,
     group_path,
     has_work_folder,
@@ -42,6 +44,7 @@ from sftprep.shards.layout import (
     is_folder,
     manifest_file,
     rejected_path,
+    tokenizer_paths,
 )
 from sftprep.shards.manifest import Manifest, read_manifest
 from sftprep.shards.ownership import committed_names, is_final_file, is_work_file
@@ -52,6 +55,7 @@ FINAL_NAME = re.compile(
     rf"|{GROUP_FOLDER}/{GROUP_FILE_PATTERN}\.(json|index)"
     rf"|{REJECTED_FOLDER}/{GROUP_FILE_PATTERN}\.jsonl)"
     rf"|eval/{EVAL_MANIFEST_PATTERN}"
+    rf"|{TOKENIZER_PATTERN}/({'|'.join(TOKENIZER_FILES)})"
 )
 """Paths in the output folder to which a commit moves files, apart from the data card."""
 _OLD_REJECTED_NAME = "rejected.jsonl"
@@ -265,6 +269,7 @@ def _add_paths(
         to_examine: Receives the paths that belong to the build only if their content shows it.
     """
     listed.add(prefix + manifest_file(root / prefix).name)
+    to_examine.update(tokenizer_paths(manifest.tokenizer))
     for number, entry in enumerate(manifest.groups):
         rejected = rejected_path(entry.key, entry.rejected) if entry.rejected else None
         if rejected is not None:

@@ -15,7 +15,7 @@ from typing import Any
 from sftprep.config.build import BuildConfig
 from sftprep.config.data import SourceEntry
 from sftprep.errors import escape_control
-from sftprep.shards.layout import EVAL_FOLDER, SHARD_FOLDER
+from sftprep.shards.layout import EVAL_FOLDER, SHARD_FOLDER, tokenizer_paths
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.ownership import mark_card
 from sftprep.shards.schema import shard_columns, split_type
@@ -200,6 +200,11 @@ def _describe_tokens(manifest: Manifest) -> Iterator[str]:
         f"- Tokenizer: {_code(tokenizer['name'])}, {tokenizer['vocab_size']:,} ids, fingerprint"
         f" {_code(tokenizer['fingerprint'])}"
     )
+    if added := tokenizer.get("added"):
+        tokens = ", ".join(_code(entry["content"]) for entry in added[:_LISTED_ITEMS])
+        folder = next(iter(tokenizer_paths(tokenizer)), "").rpartition("/")[0]
+        tokens = tokens.replace(r"\|", "|")  # it is escaped for tables only
+        yield f"- Tokens that the build added to it, in {_code(folder)}: {tokens}"
     if "digest" in template:
         yield f"- Chat template: in `manifest.json`, digest {_code(template['digest'])}"
     else:

@@ -57,6 +57,7 @@ from sftprep.shards.layout import (
     is_folder,
     is_work_folder_created,
     mark_work_folder,
+    tokenizer_paths,
 )
 from sftprep.shards.locks import exclusive
 from sftprep.shards.manifest import Manifest
@@ -180,18 +181,17 @@ class OutputFolder:
 
 
 def _staged_files(work: Path, prefix: str, manifest: Manifest) -> list[tuple[Path, str]]:
-    """List the files of the groups of a build, with their final names.
+    """List the files of a build apart from its manifest, with their final names.
 
     Args:
         work: The work folder.
         prefix: The path of the build in the output folder: "", or "eval/".
         manifest: Its manifest.
     """
-    return [
-        (work / f"{prefix}{name}", f"{prefix}{name}")
-        for entry, group in zip(manifest.groups, manifest.read_groups(), strict=True)
-        for name in files_of_group(entry, group)
-    ]
+    names = [*tokenizer_paths(manifest.tokenizer)]
+    for entry, group in zip(manifest.groups, manifest.read_groups(), strict=True):
+        names += (f"{prefix}{name}" for name in files_of_group(entry, group))
+    return [(work / name, name) for name in names]
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from sftprep.pipeline.output.folder import OutputFolder, claim_output
 from sftprep.pipeline.output.root_manifest import Totals, link_evaluation
 from sftprep.pipeline.prepare.manifest_fields import describe_rendering
 from sftprep.shards.group import GroupEntry, files_of_group
-from sftprep.shards.layout import EVAL_FOLDER, SHARD_FOLDER
+from sftprep.shards.layout import EVAL_FOLDER, SHARD_FOLDER, tokenizer_paths
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import FORMAT_VERSION, Manifest, read_manifest
 from sftprep.version import __version__
@@ -172,6 +172,8 @@ def _merge_into(output: OutputFolder, builds: Sequence[Manifest], *, evaluation:
             _stage_group(build, number, entry, staging, final)
             totals.add(build.read_group(number), entry)
     first = builds[0]
+    if not evaluation:
+        _stage_tokenizer(first, staging)
     digests = {name: d for name, d in first.template.items() if name in ("digest", "tool_digest")}
     return dataclasses.replace(
         first,
@@ -210,13 +212,24 @@ def _stage_group(
             create_folder((staging / name).parent)
             _link_or_copy(folder / name, staging / name)
     for name in files_of_group(entry, group)[len(group.shards) :]:
-        try:
-            with open_regular_file(folder / name) as file:
-                content = file.read()
-        except OSError as error:
-            raise _unreadable(folder / name, error) from error
-        create_folder((staging / name).parent)
-        write_bytes(staging / name, content)
+        _copy(folder, staging, name)
+
+
+def _stage_tokenizer(build: Manifest, staging: Path) -> None:
+    """Put the tokenizer of a build into the staging folder, if the build has one."""
+    assert isinstance(build.folder, Path)
+    for name in tokenizer_paths(build.tokenizer):
+        _copy(build.folder, staging, name)
+
+
+def _copy(folder: Path, staging: Path, name: str) -> None:
+    try:
+        with open_regular_file(folder / name) as file:
+            content = file.read()
+    except OSError as error:
+        raise _unreadable(folder / name, error) from error
+    create_folder((staging / name).parent)
+    write_bytes(staging / name, content)
 
 
 def _check_size(path: Path, size: int) -> None:

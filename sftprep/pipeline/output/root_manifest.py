@@ -15,6 +15,7 @@ import orjson
 from sftprep.config.build import BuildConfig
 from sftprep.core.atomic_write import create_folder, write_bytes
 from sftprep.core.hashing import digest
+from sftprep.pipeline.output.tokenizer_files import stage_tokenizer
 from sftprep.pipeline.passes.sequence_stats import sum_lengths
 from sftprep.pipeline.prepare.manifest_fields import (
     describe_rendering,
@@ -73,14 +74,15 @@ def make_manifest(
         evaluation: Whether it is the evaluation build.
 
     Raises:
-        StorageError: A file of rejected records cannot be written.
+        StorageError: A file cannot be written.
     """
     recipe = setup.recipe
     names = [each.source.name for each in setup.inputs if each.evaluation == evaluation]
-    totals = Totals({source.name: source.weight for source in setup.entries})
+    totals = Totals({each.name: each.weight for each in setup.entries})
     for each in groups:
         totals.add_new(each, staging)
     facts = manifest_facts(recipe, setup.encoder)
+    stored = {} if evaluation else stage_tokenizer(recipe, staging)
     manifest = Manifest(
         config={
             **manifest_settings(config, names),
@@ -88,7 +90,7 @@ def make_manifest(
             "date": recipe.date,
         },
         config_digest=_digest_config(config, setup),
-        tokenizer={**facts["tokenizer"], "max_id": totals.max_id},
+        tokenizer={**facts["tokenizer"], **stored, "max_id": totals.max_id},
         chat_template=facts["chat_template"],
         encoder=facts["encoder"],
         template=describe_rendering(digest_templates(recipe), totals.template),
@@ -97,8 +99,7 @@ def make_manifest(
         max_length=setup.limit.max_length,
         rows=totals.packs,
         tokens=totals.tokens,
-        # Not the number in the ledger: if the plan cuts sequences, the first token after each
-        # cut is not a target any more.
+        # Not the number in the ledger: a plan that cuts sequences makes targets first tokens.
         trained_tokens=totals.trained_tokens,
         sftprep_version=__version__,
         data_digest=totals.shards.hexdigest(),

@@ -35,6 +35,7 @@ from sftprep.shards.layout import (
     EVAL_FOLDER,
     LARGEST_MANIFEST,
     MANIFEST_NAME,
+    tokenizer_paths,
 )
 from sftprep.shards.manifest import Manifest, parse_manifest, read_manifest
 from sftprep.shards.ownership import is_card
@@ -262,7 +263,7 @@ def build_names(prefix: str, manifest: Manifest, *, skip_damaged: bool = False) 
     Raises:
         ManifestError: The file of a group cannot be read.
     """
-    names: set[str] = set()
+    names = {*tokenizer_paths(manifest.tokenizer)}
     for number, entry in enumerate(manifest.groups):
         try:
             group = manifest.read_group(number)

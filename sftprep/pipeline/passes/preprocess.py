@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sftprep.config.user_functions import LoadedFunction
 from sftprep.core.byte_search import ByteSearcher
 from sftprep.core.mask_arrays import find_targets
-from sftprep.core.omissions import COLUMN_NOT_READ
+from sftprep.core.omissions import COLUMN_NOT_READ, SYSTEM_ADDED
 from sftprep.core.types import Counts, Example, Flag, Rejected, TokenBatch
 from sftprep.pipeline.passes.diagnostics import (
     count_double_bos,
@@ -51,6 +51,12 @@ _KEYS_OF_OBJECTS = (b'"tool', b'"function', b'"observation', b"template_kwargs")
 """Starts of keys and roles of records in which a template may show a number outside a string."""
 
 
+_COUNTED = (
+    ("images_dropped", "images_dropped"),
+    ("system_added", SYSTEM_ADDED),
+    ("unread_switch", "switch_not_read"),
+)
+"""Attributes of examples that are counted, and the kinds of the warnings."""
 _ALL_LINES = range(sys.maxsize)
 _CONTROLS = bytes((*range(32), 127))
 _CONTROL_MARKS = (b"\\u00", b"\\b", b"\\f", b"\x7f")
@@ -278,7 +284,9 @@ def _encode_examples(
     recipe, renderer = stages.recipe, stages.renderer
     # 1. Render, and count the backend (compiled template or Jinja) of each conversation.
     before = renderer.backend_counts()
-    watched = _ALL_LINES if recipe.escape_special else renderer.special_tokens.find_lines(content)
+    special_tokens = renderer.special_tokens
+    is_every_line = recipe.escape_special or special_tokens.is_in(recipe.system or "")
+    watched = _ALL_LINES if is_every_line else special_tokens.find_lines(content)
     texts = renderer.render(examples, rejected, counts, watched=watched)
     renders = renderer.backend_counts() - before
     counts.update({f"template.{backend}": number for backend, number in renders.items()})
@@ -347,10 +355,9 @@ def read_examples(
                 if len(record) > 1 or example.replaced:
                     for key in columns.find_meaningful(exact, example):
                         counts.warn(f"{COLUMN_NOT_READ}{key}", number)
-                if example.images_dropped:
-                    counts.warn("images_dropped", number)
-                if example.unread_switch:
-                    counts.warn("switch_not_read", number)
+                for attribute, kind in _COUNTED:
+                    if getattr(example, attribute):
+                        counts.warn(kind, number)
                 examples.append(example)
             except InvalidRecord as problem:
                 rejected.append(Rejected(number, 0, problem.reason, str(problem), excerpt(line)))

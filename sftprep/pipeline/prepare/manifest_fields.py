@@ -46,6 +46,7 @@ def manifest_facts(recipe: Recipe, encoder: dict[str, Any]) -> dict[str, Any]:
             "vocab_size": spec.vocab_size,
             "eos_token_id": spec.eos_token_id,
             "pad_token_id": spec.pad_token_id,
+            **({"added": list(spec.added)} if spec.added else {}),
         },
         "chat_template": recipe.chat_template,
         "encoder": encoder,

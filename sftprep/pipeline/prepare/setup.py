@@ -170,15 +170,13 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         ConfigError: No tokenizer is specified.
     """
     _check_has_tokenizer(config)
-    spec = load_tokenizer(config.tokenize.tokenizer)
-    if config.tokenize.eos_token is not None:
-        spec = spec.with_eos(config.tokenize.eos_token)
-    template, tool_template = read_templates(config, spec)
+    templates = read_templates(config, load_tokenizer(config.tokenize.tokenizer))
+    spec, tool_template = templates.tokenizer, templates.with_tools
     encoder, encoder_facts = probe_encoder(spec, config.tokenize.encoder)
     recipe = Recipe(
         tokenizer=spec,
-        chat_template=template,
-        date=template_date(config, f"{template}{tool_template}"),
+        chat_template=templates.default,
+        date=template_date(config, f"{templates.default}{tool_template}"),
         train_on=config.format.train_on,
         text_field=config.format.text_field,
         renames=tuple(config.format.renames().items()),
@@ -197,6 +195,8 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         tool_template=tool_template,
         train_roles=config.format.train_roles,
         train_end=config.format.train_end,
+        system=config.format.system,
+        template_kwargs=config.format.chat_template_kwargs,
     )
     return recipe, encoder_facts
 

@@ -11,13 +11,17 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
+from sftprep.core.regular_files import read_regular_file
 from sftprep.errors import ManifestError
 from sftprep.shards.group import files_of_group
 from sftprep.shards.layout import (
     EVAL_FOLDER,
     GROUP_FOLDER,
+    LARGEST_TOKENIZER,
     REJECTED_FOLDER,
     SHARD_FOLDER,
+    TOKENIZER_FOLDER,
+    tokenizer_paths,
 )
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import Manifest, read_manifest
@@ -74,7 +78,22 @@ def find_build_problems(root: BuildFolder, manifest: Manifest) -> list[str]:
             problems.append("data_digest is not that of the shards")
     if isinstance(root, Path):  # in a store, such files may be those of a build that is running
         problems += _find_unlisted_files(root, manifest)
+    problems += _find_tokenizer_problems(root, manifest)
     return problems + _find_eval_problems(root, manifest)
+
+
+def _find_tokenizer_problems(root: BuildFolder, manifest: Manifest) -> Iterator[str]:
+    """Yield the files of the tokenizer that are missing or damaged."""
+    for name, digest in tokenizer_paths(manifest.tokenizer).items():
+        try:
+            if isinstance(root, Path):
+                content = read_regular_file(root / name, LARGEST_TOKENIZER)
+            else:
+                content = root.read_range(name, 0, LARGEST_TOKENIZER + 1)
+        except OSError:
+            content = b""
+        if sha256(content).hexdigest() != digest:
+            yield f"{root / name} is not what was written"
 
 
 def _find_unlisted_files(root: Path, manifest: Manifest) -> list[str]:
@@ -93,7 +112,7 @@ def _find_unlisted_files(root: Path, manifest: Manifest) -> list[str]:
 
 def _find_unlisted_in(root: Path, manifest: Manifest | None) -> list[str]:
     """Return the folders of one build with files that its manifest does not list."""
-    listed: set[str] = set()
+    listed = {*(tokenizer_paths(manifest.tokenizer) if manifest else ())}
     unknown: list[str] = []  # what the names of groups begin with whose other files are not known
     for number, entry in enumerate(manifest.groups if manifest else ()):
         try:
@@ -103,7 +122,7 @@ def _find_unlisted_in(root: Path, manifest: Manifest | None) -> list[str]:
             folders = (f"{folder}/{entry.key}-" for folder in (GROUP_FOLDER, REJECTED_FOLDER))
             unknown += [f"{SHARD_FOLDER}/{entry.key}/", *folders]
     problems = []
-    for folder in (SHARD_FOLDER, GROUP_FOLDER, REJECTED_FOLDER):
+    for folder in (SHARD_FOLDER, GROUP_FOLDER, REJECTED_FOLDER, TOKENIZER_FOLDER):
         unlisted = sorted(
             name.removeprefix(f"{folder}/")
             for name in _files_below(root, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sftprep.config.validation import TextUnit, is_url
+from sftprep.errors import ConfigError
 from sftprep.sources.discovery.files import find_files
 from sftprep.sources.discovery.hub import FoundFile, hub_files, is_hub_name, reject_revision_of_path
 from sftprep.sources.discovery.store_files import store_files
@@ -30,8 +31,14 @@ def files_of_input(
         text_unit: As for `find_files`.
 
     Raises:
+        ConfigError: It is -, which stands for stdin.
         SftprepError: The errors of `find_files`, `store_files` and `hub_files`.
     """
+    if name == "-":
+        raise ConfigError(
+            "- is stdin, which the commands build, preview and doctor read as their only input",
+            remedy="write the records to a file; ./- is a file of this name",
+        )
     if is_hub_name(name):
         return hub_files(name, config_name=config_name, split=split, revision=revision)
     if is_url(name):

@@ -120,10 +120,19 @@ def unpacked_blocks(file: str, target: int) -> Iterator[tuple[int, bytes]]:
     Raises:
         InputUnreadable: The file is damaged or cannot be read.
     """
+    return whole_lines(unpacked_chunks(file, target))
+
+
+def whole_lines(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Yield runs of whole lines of chunks, with positions, as `unpacked_blocks` does.
+
+    Args:
+        chunks: The chunks, and b"" at the end.
+    """
     position, pending = 0, b""  # the position of the first byte of `pending`
     num_open = 0  # runs that have begun: that of `pending`, and those that its last line covers
     in_cut_line = False  # whether the next bytes are the rest of a line that was cut off
-    for chunk in unpacked_chunks(file, target):
+    for chunk in chunks:
         following = chunk
         if in_cut_line:
             rest, newline, following = chunk.partition(b"\n")
@@ -153,21 +162,35 @@ def unpacked_chunks(file: str, target: int) -> Iterator[bytes]:
     Raises:
         InputUnreadable: The file is damaged or cannot be read.
     """
-    position = 0
     with open_input(file) as stream:
-        while True:
-            try:
-                chunk = stream.read(target)
-            except OSError as error:
-                raise InputUnreadable(
-                    f"{file} is damaged or cut short: {error.strerror or error}, after {position:,}"
-                    " bytes",
-                    remedy="download or create the file again",
-                ) from error
-            position += len(chunk)
-            yield chunk
-            if not chunk:
-                return
+        yield from chunks_of(stream, file, target)
+
+
+def chunks_of(stream: BinaryIO, name: str, size: int) -> Iterator[bytes]:
+    """Yield the bytes of a stream in chunks, and b"" at its end.
+
+    Args:
+        stream: The stream.
+        name: Its name, for errors.
+        size: The size of a chunk in bytes.
+
+    Raises:
+        InputUnreadable: It is damaged.
+    """
+    position = 0
+    while True:
+        try:
+            chunk = stream.read(size)
+        except OSError as error:
+            raise InputUnreadable(
+                f"{name} is damaged or cut short: {error.strerror or error}, after {position:,}"
+                " bytes",
+                remedy="download or create the file again",
+            ) from error
+        position += len(chunk)
+        yield chunk
+        if not chunk:
+            return
 
 
 def open_input(file: str) -> BinaryIO:

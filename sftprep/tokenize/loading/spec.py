@@ -31,7 +31,7 @@ _SAMPLE_TEXTS = ("a", "", "Hello, world!", "  two  blanks\n\n", "12345 中文 é
 _SPARSE_VOCABULARY, _MOST_IDS_PER_TOKEN = 1 << 20, 16
 """Vocabularies with higher ids than the first number may have this many unused ids per token."""
 
-_TUPLES = ("prefix_ids", "suffix_ids", "missing_bytes")
+_TUPLES = ("prefix_ids", "suffix_ids", "missing_bytes", "added")
 """The fields that JSON has as lists."""
 
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -74,6 +74,9 @@ class TokenizerSpec:
     # The bytes that a byte-level vocabulary lacks, and which it drops from texts. Many lack some
     # control characters, and one that was trained on one language may lack more.
     missing_bytes: tuple[int, ...] = ()
+    # The tokens that were added for a chat template, which the tokenizer of this name lacks: the
+    # entries of tokenizer.json, with their ids.
+    added: tuple[dict[str, Any], ...] = ()
 
     def with_eos(self, token: str) -> TokenizerSpec:
         """Return the same tokenizer with another EOS token.
@@ -163,7 +166,7 @@ class TokenizerSpec:
         Raises:
             KeyError, TypeError: A field is missing or unknown.
         """
-        tuples = {name: tuple(fields[name]) for name in _TUPLES}
+        tuples = {name: tuple(fields[name]) for name in _TUPLES if name in fields}
         return cls(json=json, **{**fields, **tuples})
 
 
@@ -238,6 +241,19 @@ def tokenizer_spec(tokenizer: Any, *, name: str | None = None) -> TokenizerSpec:
         split_special_tokens=split,
     )
     return dataclasses.replace(spec, missing_bytes=_find_missing_bytes(spec, vocabulary))
+
+
+def with_json(spec: TokenizerSpec, text: str) -> TokenizerSpec:
+    """Return a tokenizer with another JSON, as its backend writes it, and the same special tokens.
+
+    The fingerprint is that of a live tokenizer with this backend.
+    """
+    text = _remove_truncation_and_padding(text)
+    return dataclasses.replace(
+        spec,
+        json=_optimize_for_loading(text.encode()),
+        fingerprint=_fingerprint(text, spec.special_tokens, spec.split_special_tokens),
+    )
 
 
 def _find_missing_bytes(spec: TokenizerSpec, vocabulary: dict[str, int]) -> tuple[int, ...]:
