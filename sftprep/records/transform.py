@@ -22,11 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.core.json_values import describe_json_type
-from sftprep.core.types import Rejected, TokenBatch
+from sftprep.core.omissions import COLUMN_NOT_READ
+from sftprep.core.types import Example, Rejected, TokenBatch
 from sftprep.errors import escape_control, first_line
+from sftprep.records.checks.unread_columns import UnreadColumns
 from sftprep.records.options import (
     InvalidRecord,
     Record,
+    RecordOptions,
     parse_exactly,
     rename_keys,
     repeated_key_error,
@@ -79,8 +82,12 @@ class RecordFunctions:
     formatting: Callable[[Record], Any] | None = None
     renames: tuple[tuple[str, str], ...] = ()
 
-    def apply(self, record: Record) -> Iterator[Record | Drop]:
+    def apply(self, record: Record, replaced: Record | None = None) -> Iterator[Record | Drop]:
         """Yield the records made of a record, and a Drop for each unused one.
+
+        Args:
+            record: The record.
+            replaced: Receives the values that `renames` replaces, by their original key.
 
         Raises:
             InvalidRecord: A function raised an exception, or returned something else.
@@ -90,7 +97,7 @@ class RecordFunctions:
             if self.formatting is None or isinstance(result, Drop):
                 yield result
             else:
-                renamed = rename_keys(dict(result), self.renames)
+                renamed = rename_keys(dict(result), self.renames, replaced)
                 yield from ({FORMATTED_KEY: text} for text in _format(renamed, self.formatting))
 
 
@@ -102,8 +109,10 @@ class TransformedLines:
         data: The lines, one for each record.
         line_of: int64 [records]; the line of the partition from which each record was made.
         rejected: The lines that are not records, or for which a function failed.
-        counts: The numbers of lines and records of the partition, and of dropped records.
+        counts: The numbers of lines and records of the partition, of dropped records, and of
+            records with a value that a renamed key replaced.
         first_lines: By the name of a count, the line of the first record that it counts.
+        unread_columns: The columns with a value that a renamed key replaced, in order.
     """
 
     data: bytes
@@ -111,6 +120,7 @@ class TransformedLines:
     rejected: list[Rejected] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     first_lines: dict[str, int] = field(default_factory=dict)
+    unread_columns: dict[str, None] = field(default_factory=dict)
 
     def restore_lines(self, batch: TokenBatch) -> TokenBatch:
         """Convert the batch of `data` to that of the original partition."""
@@ -131,6 +141,7 @@ class TransformedLines:
             rejected=sorted([*self.rejected, *batch.rejected], key=lambda each: each.line),
             counts=dict(counts),
             first_lines={**first_lines, **self.first_lines},
+            unread_columns=[*dict.fromkeys([*self.unread_columns, *batch.unread_columns])],
         )
 
 
@@ -162,11 +173,14 @@ def transform_lines(data: bytes, functions: RecordFunctions) -> TransformedLines
                 continue
             if repeated_key is not None:
                 raise repeated_key_error(repeated_key)
-            results = list(functions.apply(parse_exactly(line, record)))
+            replaced: Record = {}
+            results = list(functions.apply(parse_exactly(line, record), replaced))
         except InvalidRecord as problem:
             output.rejected.append(Rejected(number, 0, problem.reason, str(problem), excerpt(line)))
             continue
         output.counts[extra] += len(results) - 1
+        if replaced:
+            _count_replaced(output, replaced, results, number)
         for result in results:
             if isinstance(result, Drop):
                 _count_dropped(output, result.reason, number)
@@ -237,6 +251,19 @@ def _count_dropped(output: TransformedLines, reason: str, line: int) -> None:
         name = f"dropped.{_OTHER}"
     output.counts[name] += 1
     output.first_lines.setdefault(name, line)
+
+
+def _count_replaced(
+    output: TransformedLines, replaced: Record, results: list[Record | Drop], line: int
+) -> None:
+    """Count the columns that renamed keys replaced, so that no function receives them."""
+    texts = [result[FORMATTED_KEY] for result in results if not isinstance(result, Drop)]
+    example = Example(line, text="\n".join(texts), replaced=replaced)
+    for key in UnreadColumns(FORMATTED_KEY, RecordOptions()).find_replaced(example):
+        name = f"warnings.{COLUMN_NOT_READ}{key}"
+        output.counts[name] += 1
+        output.first_lines.setdefault(name, line)
+        output.unread_columns[key] = None
 
 
 def _transform(record: Record, function: Callable[[Record], Any]) -> list[Record | Drop]:

@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any
 
-from sftprep.errors import ConfigError
+from sftprep.errors import ConfigError, setting
+from sfttrain.data.settings import DataSettings
+
+_USE_FUNCTION = "do the same in formatting_func"
 
 FormattingFunction = Callable[[Any], "str | list[str]"]
 Row = Mapping[str, Any]
@@ -57,6 +60,32 @@ def format_rows(
         return
     for number, row in enumerate(all_rows, 1):
         yield from ({text_field: text} for text in _call(function, row, f"at row {number}"))
+
+
+def check_row_settings(settings: DataSettings) -> None:
+    """Check that no setting is for rows, which a formatting function makes plain texts.
+
+    Raises:
+        ConfigError: One of them would have no effect.
+    """
+    if settings.train_on == "completion":
+        raise ConfigError(
+            "formatting_func makes plain texts, which have no completion to train on",
+            remedy=[
+                f"remove {setting('completion_only_loss')}",
+                "pass rows with a prompt and a completion",
+            ],
+        )
+    transformed = f"let the transform return records with the key {settings.text_field}"
+    for name, is_set, remedy in (
+        ("transform", settings.transform is not None, transformed),
+        ("map", bool(settings.map), _USE_FUNCTION),
+        ("strip_nulls", settings.strip_nulls, _USE_FUNCTION),
+        ("format", settings.format not in ("auto", "text"), "leave out one of the two"),
+        ("as_chat", bool(settings.as_chat), "leave out one of the two"),
+    ):
+        if is_set:
+            raise ConfigError(f"formatting_func and {setting(name)} are both given", remedy=remedy)
 
 
 def _takes_columns(function: FormattingFunction, first_rows: list[Row]) -> bool:

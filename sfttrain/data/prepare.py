@@ -35,7 +35,7 @@ from sftprep.errors import (
 from sftprep.shards import is_finished_build
 from sftprep.stream import PackedStream
 from sfttrain.config.setting_names import DATASET_OF_STREAM, StreamNames, TrainerNames
-from sfttrain.data.formatting import FormattingFunction, format_rows
+from sfttrain.data.formatting import FormattingFunction, check_row_settings, format_rows
 from sfttrain.data.inputs import (
     file_stamps,
     first_row,
@@ -93,19 +93,8 @@ class DataPreparation:
         self._ranks = ranks or Ranks()
         self.once = OncePerMachine(self._ranks)
         self._folder = Path(folder).expanduser() if folder else cache_dir() / "prepared"
-        if formatting is not None and settings.train_on == "completion":
-            raise ConfigError(
-                "formatting_func makes plain texts, which have no completion to train on",
-                remedy=[
-                    f"remove {setting('completion_only_loss')}",
-                    "pass rows with a prompt and a completion",
-                ],
-            )
-        if formatting is not None and settings.transform is not None:
-            raise ConfigError(
-                f"formatting_func and {setting('transform')} are both given",
-                remedy=f"let the transform return records with the key {settings.text_field}",
-            )
+        if formatting is not None:
+            check_row_settings(settings)
 
     def packs(self, source: Any, name: str, *, packing: bool) -> PackSource:
         """Return the packs of a dataset.

@@ -47,6 +47,22 @@ def test_a_replaced_value_that_is_read_elsewhere_is_not_counted(folder_with: Any
     assert counted(prepare([row], folder_with(CHATML), map=MAP)) == {}
 
 
+def test_a_formatting_function_receives_renamed_keys_and_what_they_replace_is_counted(
+    folder_with: Any,
+) -> None:
+    rows = [{"body": "read", "words": "read"}, {"body": "not read", "words": "read"}]
+    rows += [{"body": None, "words": "read"}, {"body": "", "words": "read"}]
+    made = prepare(
+        rows,
+        folder_with(CHATML),
+        map="words=body",
+        formatting_func=lambda record: f"{record.pop('body')} {sorted(record)}",
+    )
+    assert [made.text(number) for number in range(4)] == ["read []<|im_end|>"] * 4
+    assert counted(made) == {"column_not_read:body": (1, 1)}
+    assert made.batch.unread_columns == ["body"]
+
+
 def test_a_null_replaces_no_text(folder_with: Path | Any) -> None:
     made = prepare(
         [{**ROW, "question": None, "instruction": "a filled one"}], folder_with(CHATML), map=MAP

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -99,4 +100,28 @@ def test_a_transform_that_cannot_be_applied_is_an_error(model: Path, tmp_path: P
     with pytest.raises(ConfigError, match="formatting_func and transform"):
         make_sft_trainer(
             model, tmp_path, TEXTS, transform=to_completion, options={"formatting_func": str}
+        )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"map": "question=text"},
+        {"format": "messages"},
+        {"as_chat": True},
+        {"strip_nulls": True},
+        {"transform": to_completion},
+    ],
+)
+@pytest.mark.parametrize("is_iterable", [False, True])
+def test_no_setting_for_rows_is_ignored_with_a_formatting_function(
+    given: dict[str, Any], is_iterable: bool, model: Path, tmp_path: Path
+) -> None:
+    rows: Any = datasets.Dataset.from_list(TEXTS)
+    if is_iterable:
+        rows, given = rows.to_iterable_dataset(), {**given, "max_steps": 1}
+    (name, *_) = given
+    with pytest.raises(ConfigError, match=f"formatting_func and {name} are both given"):
+        make_sft_trainer(
+            model, tmp_path, rows, options={"formatting_func": lambda row: row["text"]}, **given
         )
