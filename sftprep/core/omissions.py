@@ -23,10 +23,6 @@ NO_TEXT_WITH_CALL = "template_without_text_with_call"
 """The kind of warning about records of `TEXT_WITH_CALL` whose template does not show such text in
 the last turn either."""
 
-AFTER_LAST_TURN = "after_last_turn"
-"""The kind of warning about the records of which `reasoning="expand"` leaves out the messages after
-the last trained turn."""
-
 REASONING_LEFT = "reasoning_left"
 """The kind of warning about records with tags of reasoning that `reasoning="drop"` does not
 remove."""

@@ -15,6 +15,7 @@ from sftprep.chat_template.template import Rendered, to_rendered
 from sftprep.core.omissions import (
     KEY,
     LAST_REASONING,
+    MESSAGE,
     NO_REASONING,
     NO_TEXT_WITH_CALL,
     OMISSION_KINDS,
@@ -28,6 +29,7 @@ from sftprep.recipe import Recipe
 from sftprep.render.conversations import ConversationRenderer
 from sftprep.render.escaping import ContentEscaper
 from sftprep.render.omissions.check import NO_OMISSIONS, Omissions
+from sftprep.render.omissions.content_leaves import to_leaves
 from sftprep.render.reasoning import (
     EMPTY_BLOCK,
     find_emptied,
@@ -343,6 +345,11 @@ class Renderer:
             omissions |= Omissions(frozenset({KEY}))
         if omissions.kinds and self._reject_or_count(example, omissions, batch, rejected, counts):
             return
+        if turns and MESSAGE not in omissions.kinds and to_leaves(messages[num_checked:], None):
+            # Messages after the last turn are in no sequence. They do not reject the record, because
+            # they are not in the prompt of any trained turn.
+            counts.warn(MESSAGE, example.line)
+            batch.omission_lines.append(example.line)
         for rendered, prompt_text, weight in turns:
             if weight != 1:
                 batch.weights[len(batch.texts)] = [(0, len(rendered.text), weight)]

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from sftprep.core.omissions import (
     COLUMN_NOT_READ,
     LAST_REASONING,
+    MESSAGE,
     NO_COMPARED_KEY,
     NO_REASONING,
     NO_TEXT_WITH_CALL,
@@ -45,6 +46,11 @@ KINDS: dict[str, _Kind] = {
         kind: _Kind("record", f"the chat template drops {what}, which is missing from the tokens")
         for kind, what in OMISSION_KINDS.items()
     },
+    MESSAGE: _Kind(
+        "record",
+        f"the chat template drops {OMISSION_KINDS[MESSAGE]}, or no turn after it is trained with"
+        f" {setting('reasoning', 'expand')}, so it is missing from the tokens",
+    ),
     REASONING: _Kind(
         "record",
         f"the chat template drops {OMISSION_KINDS[REASONING]}, which is missing from the tokens",

@@ -333,3 +333,50 @@ def test_text_with_a_call_is_judged_in_the_sequence_of_its_turn(
     ).manifest.accounting
     # The turn of the prompt has no sequence of its own.
     assert accounting.rejected == {"text_with_call_not_shown": 1}
+
+
+EXPANDED: dict[str, Any] = {"reasoning": "expand", "quality_checks": "keep"}
+TRAILING: dict[str, list[dict[str, Any]]] = {
+    "user": [{"role": "user", "content": "And in Husum?"}],
+    "a word": [{"role": "user", "content": "user"}],
+    "tool": [RESULT],
+    "system": [{"role": "system", "content": "Answer briefly."}],
+    "untrained turn": [QUESTION, {**ANSWER, "weight": 0}],
+    "call": [QUESTION, {**calling(), "weight": 0}],
+}
+
+
+@pytest.mark.parametrize("trailing", TRAILING)
+def test_messages_after_the_last_expanded_turn_are_counted(
+    build: Any, trailing: str, tmp_path: Path
+) -> None:
+    whole, cut = [QUESTION, ANSWER, QUESTION, ANSWER], [QUESTION, ANSWER, *TRAILING[trailing]]
+    manifest = build(whole, cut, cut, **EXPANDED).manifest
+    found = {name: n for name, n in manifest.accounting.warnings.items() if "shown" in name}
+    assert found == {"message_not_shown": 2}
+    assert manifest.locate_warning("message_not_shown") == (manifest.inputs[0].path, 2)
+    assert (manifest.accounting.records, manifest.accounting.sequences) == (3, 4)
+    flags = [pack.flags.tolist() for pack in sftprep.open_shards(tmp_path / "out")]
+    assert sorted(sum(flags, [])) == [0, 0, *[Flag.CONTENT_NOT_SHOWN] * 2]
+    # They are not in the prompt of a trained turn, so the other turns are kept.
+    settings = {**EXPANDED, "on_bad_record": "quarantine", "overwrite": True}
+    accounting = build(whole, cut, cut, **settings).manifest.accounting
+    assert (accounting.rejected, accounting.sequences) == ({}, 4)
+    assert accounting.warnings["message_not_shown"] == 2
+
+
+def test_empty_messages_after_the_last_expanded_turn_are_not_counted(build: Any) -> None:
+    empty = [QUESTION, ANSWER, {"role": "user", "content": "  "}]
+    warnings = build(empty, expand_turns=True).manifest.accounting.warnings
+    assert warnings == {"empty_turn": 1}
+
+
+def test_a_stream_logs_messages_after_the_last_expanded_turn(
+    records: Any, folder_with: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = records([{"messages": [QUESTION, ANSWER, QUESTION]}] * 20)
+    with caplog.at_level(logging.WARNING):
+        for _ in open_stream(path, tokenizer=str(folder_with(TEMPLATE)), **EXPANDED):
+            pass
+    (logged,) = [line for line in caplog.messages if "content of a message" in line]
+    assert f"{path}:1" in logged

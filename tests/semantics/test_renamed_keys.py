@@ -60,7 +60,6 @@ def test_a_formatting_function_receives_renamed_keys_and_what_they_replace_is_co
     )
     assert [made.text(number) for number in range(4)] == ["read []<|im_end|>"] * 4
     assert counted(made) == {"column_not_read:body": (1, 1)}
-    assert made.batch.unread_columns == ["body"]
 
 
 def test_a_null_replaces_no_text(folder_with: Path | Any) -> None:
