@@ -106,7 +106,7 @@ class PreviewSource:
         format: The format that was detected, or that the settings specify.
         template: The chat template: its file, or the tokenizer that has it; "" without one.
         trained: What is trained, in words.
-        not_read: The columns of the first records that are not read.
+        not_read: The columns of the first and of the examined records that are not read.
     """
 
     name: str

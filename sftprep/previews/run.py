@@ -12,8 +12,8 @@ the spot check of the encoder on the data is left out.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -57,7 +57,7 @@ def preview_records(
     Raises:
         SftprepError: The build could not start, or an input cannot be read.
     """
-    setup = prepare_reading(config, data)
+    setup = prepare_reading(config, data, skips_columns=False)
     sources, entries = _training_sources(setup)
     records = choose_records(sources, entries, choice, SAMPLE_RECORDS)
     examiner = _Examiner(config, setup, sources)
@@ -78,7 +78,7 @@ def examine_sample(
     Raises:
         SftprepError: The build could not start, or an input cannot be read.
     """
-    setup = prepare_reading(config, data)
+    setup = prepare_reading(config, data, skips_columns=False)
     sources, _ = _training_sources(setup)
     records, is_complete = sample_records(sources, count)
     examiner = _Examiner(config, setup, sources)
@@ -136,6 +136,8 @@ class _Examiner:
     def __init__(self, config: BuildConfig, setup: Setup, sources: Sequence[Source]) -> None:
         self._config, self._setup, self._sources = config, setup, sources
         self._findings = Findings()
+        # By the index of the input: the columns of the examined records that are not read.
+        self._unread_columns: defaultdict[int, dict[str, None]] = defaultdict(dict)
         # By the index of the recipe; a mixture may have several.
         self._stages: dict[int, tuple[Preprocessor, TokenTexts]] = {}
 
@@ -164,7 +166,7 @@ class _Examiner:
         """Return the result for all records that were examined."""
         setup, findings = self._setup, self._findings
         return Preview(
-            sources=_describe_sources(setup),
+            sources=_describe_sources(setup, self._unread_columns),
             records=records,
             verdicts=judge(findings, self._config, setup.limit),
             ledger=findings.ledger,
@@ -187,6 +189,7 @@ class _Examiner:
         texts.forget()
         lines = b"".join(record.data + b"\n" for record in records)
         whole = begin_preprocess(stages, lines, self._setup.formats[source], seed=None)()
+        self._unread_columns[source].update(dict.fromkeys(whole.unread_columns))
         targets = find_targets(whole.completion_mask, whole.offsets)
         fitted = fit_lengths(whole, targets, lines, self._setup.limit)
         return _Examined(whole, targets, fitted, texts)
@@ -285,15 +288,23 @@ def _cut_sequence(
     )
 
 
-def _describe_sources(setup: Setup) -> tuple[PreviewSource, ...]:
-    """Return how the training inputs are read, once for each distinct reading of an entry."""
+def _describe_sources(
+    setup: Setup, unread_columns: Mapping[int, Iterable[str]]
+) -> tuple[PreviewSource, ...]:
+    """Return how the training inputs are read, once for each distinct reading of an entry.
+
+    Args:
+        setup: The setup of the build.
+        unread_columns: By the index of the input, the columns that were found not to be read.
+    """
     columns: dict[tuple[int, SourceReading], dict[str, None]] = {}
     files: dict[tuple[int, SourceReading], list[str]] = {}
-    for each, reading in zip(setup.inputs, setup.readings, strict=True):
+    for number, (each, reading) in enumerate(zip(setup.inputs, setup.readings, strict=True)):
         if each.evaluation:
             continue
         key = each.entry, dataclasses.replace(reading, not_read=(), notices=())
         columns.setdefault(key, {}).update(dict.fromkeys(reading.not_read))
+        columns[key].update(dict.fromkeys(unread_columns.get(number, ())))
         files.setdefault(key, []).append(each.source.name)
     readings_of = Counter(entry for entry, _ in files)
     return tuple(

@@ -25,15 +25,14 @@ from sftprep.core.json_values import describe_json_type
 from sftprep.core.omissions import COLUMN_NOT_READ
 from sftprep.core.types import Example, Rejected, TokenBatch
 from sftprep.errors import escape_control, first_line
-from sftprep.records.checks.unread_columns import UnreadColumns
 from sftprep.records.options import (
     InvalidRecord,
     Record,
-    RecordOptions,
     parse_exactly,
     rename_keys,
     repeated_key_error,
 )
+from sftprep.records.unread_turns import find_replaced
 from sftprep.sources.readers.jsonl import excerpt, parse_line, parse_lines, split_lines
 from sftprep.sources.readers.to_jsonl import iter_lines
 
@@ -259,7 +258,7 @@ def _count_replaced(
     """Count the columns that renamed keys replaced, so that no function receives them."""
     texts = [result[FORMATTED_KEY] for result in results if not isinstance(result, Drop)]
     example = Example(line, text="\n".join(texts), replaced=replaced)
-    for key in UnreadColumns(FORMATTED_KEY, RecordOptions()).find_replaced(example):
+    for key in find_replaced(example):
         name = f"warnings.{COLUMN_NOT_READ}{key}"
         output.counts[name] += 1
         output.first_lines.setdefault(name, line)

@@ -14,7 +14,8 @@ from itertools import chain
 from typing import Any
 
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
-from sftprep.core.types import Message, function_of
+from sftprep.core.json_values import iter_leaves
+from sftprep.core.types import Example, Message, function_of
 from sftprep.records.pair_keys import split_key
 from sftprep.records.roles import TOOL_CALL, to_role
 from sftprep.records.switches import SWITCH_KEYS, is_switch
@@ -156,6 +157,37 @@ def is_text(value: str) -> bool:
     # bytes of an audio in base64.
     words = filter(_WORD.search, value.split())
     return next(words, None) is not None and next(words, None) is not None
+
+
+def find_replaced(example: Example) -> list[str]:
+    """Return the keys with content that renamed keys replaced, and that is not read elsewhere."""
+    texts = "\n".join(strings_in(contents_of(example)))
+    return [
+        key
+        for key, value in (example.replaced or {}).items()
+        if has_value(value) and not is_repeated(value, texts)
+    ]
+
+
+def has_value(value: Any) -> bool:
+    """Return whether a JSON value has a value in it besides null and ""."""
+    return any(leaf is not None and leaf != "" for leaf in iter_leaves(value))
+
+
+def is_repeated(value: Any, texts: str) -> bool:
+    """Return whether all texts of a value are in the texts of its example."""
+    strings = [*strings_in(value)]
+    return bool(strings) and all(text.strip() in texts for text in strings)
+
+
+def strings_in(value: Any) -> Iterator[str]:
+    """Yield the strings in a JSON value."""
+    return (leaf for leaf in iter_leaves(value) if isinstance(leaf, str))
+
+
+def contents_of(example: Example) -> list[Any]:
+    """Return everything that was read of a record."""
+    return [example.text, example.prompt, example.completion, example.messages, example.tools]
 
 
 def _is_read_whole(turn: Any) -> bool:

@@ -346,8 +346,8 @@ class Renderer:
         if omissions.kinds and self._reject_or_count(example, omissions, batch, rejected, counts):
             return
         if turns and MESSAGE not in omissions.kinds and to_leaves(messages[num_checked:], None):
-            # Messages after the last turn are in no sequence. They do not reject the record, because
-            # they are not in the prompt of any trained turn.
+            # Messages after the last turn are in no sequence. They do not reject the record: no
+            # trained turn has them in its prompt.
             counts.warn(MESSAGE, example.line)
             batch.omission_lines.append(example.line)
         for rendered, prompt_text, weight in turns:

@@ -16,7 +16,12 @@ from sftprep.config.validation import TextUnit, is_url
 from sftprep.errors import FormatError, InputUnreadable
 from sftprep.sources.discovery.file_types import kind_of
 from sftprep.sources.discovery.files import find_files
-from sftprep.sources.readers.arrow_tables import arrow_parts, count_arrow_rows, read_arrow_rows
+from sftprep.sources.readers.arrow_tables import (
+    arrow_columns,
+    arrow_parts,
+    count_arrow_rows,
+    read_arrow_rows,
+)
 from sftprep.sources.readers.delimited import delimited_parts
 from sftprep.sources.readers.json_array import document_parts
 from sftprep.sources.readers.lines import (
@@ -32,6 +37,7 @@ from sftprep.sources.readers.lines import (
 )
 from sftprep.sources.readers.parquet_tables import (
     count_parquet_rows,
+    parquet_columns,
     parquet_parts,
     read_parquet_rows,
 )
@@ -53,6 +59,7 @@ __all__ = [
     "range_length",
     "read_partition",
     "source_of",
+    "table_columns",
 ]
 
 PARTITION_BYTES = 4 * 1024 * 1024
@@ -142,11 +149,14 @@ class Kind:
         read: Reads the lines of a part that has no payload.
         length: Returns the number of bytes or rows of a file, if its parts are ranges of them; None
             if it can only be read from its start.
+        columns: Returns the columns of a table, and whether each may have content; None for files
+            whose columns are not known before they are read.
     """
 
     parts: Callable[[str, int, Columns], Iterator[FilePart]]
     read: Callable[[str, int, int, Columns], bytes]
     length: Callable[[str], int | None] = lambda _: None
+    columns: Callable[[str], dict[str, bool]] | None = None
 
 
 def _ignore_columns(
@@ -166,8 +176,8 @@ KINDS: dict[str, Kind] = {
     "delimited": Kind(_ignore_columns(delimited_parts), _read_lines),
     "text": Kind(_ignore_columns(text_line_parts), _read_lines),
     "text-file": Kind(_ignore_columns(text_file_parts), _read_lines),
-    "parquet": Kind(parquet_parts, read_parquet_rows, count_parquet_rows),
-    "arrow": Kind(arrow_parts, read_arrow_rows, count_arrow_rows),
+    "parquet": Kind(parquet_parts, read_parquet_rows, count_parquet_rows, parquet_columns),
+    "arrow": Kind(arrow_parts, read_arrow_rows, count_arrow_rows, arrow_columns),
 }
 
 
@@ -179,6 +189,19 @@ def source_of(file: str, text_unit: TextUnit | None = None) -> Source:
         text_unit: What a record of plain text is; None if such files are not read.
     """
     return Source(file, kind_of(file, text_unit) or "lines")
+
+
+def table_columns(source: Source) -> dict[str, bool] | None:
+    """Return the columns of a table except images, and whether each may have content.
+
+    Returns:
+        None for a source of which no column can be skipped.
+    """
+    columns = KINDS[source.kind].columns
+    if columns is None or source.blocks is not None:
+        return None
+    with _readable(source.file, source.kind) as file:
+        return columns(file)
 
 
 def range_length(source: Source) -> int | None:

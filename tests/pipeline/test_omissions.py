@@ -356,8 +356,8 @@ def test_messages_after_the_last_expanded_turn_are_counted(
     assert found == {"message_not_shown": 2}
     assert manifest.locate_warning("message_not_shown") == (manifest.inputs[0].path, 2)
     assert (manifest.accounting.records, manifest.accounting.sequences) == (3, 4)
-    flags = [pack.flags.tolist() for pack in sftprep.open_shards(tmp_path / "out")]
-    assert sorted(sum(flags, [])) == [0, 0, *[Flag.CONTENT_NOT_SHOWN] * 2]
+    flags = [flag for pack in sftprep.open_shards(tmp_path / "out") for flag in pack.flags.tolist()]
+    assert sorted(flags) == [0, 0, *[Flag.CONTENT_NOT_SHOWN] * 2]
     # They are not in the prompt of a trained turn, so the other turns are kept.
     settings = {**EXPANDED, "on_bad_record": "quarantine", "overwrite": True}
     accounting = build(whole, cut, cut, **settings).manifest.accounting

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sftprep import build
+from sftprep import build, doctor
 from sftprep.pipeline.build import BuildReport
 from sftprep.records.checks import unread_columns
+from sftprep.records.unread_turns import has_value
 from sftprep.report.summary import summary_data, summary_lines
+from sftprep.sources.readers.array_content import has_content
+from sftprep.stream import open_stream
 
 CHAT = {
     "messages": [
@@ -109,6 +116,138 @@ def test_names_beyond_a_limit_share_one(reported: Any, monkeypatch: Any) -> None
     monkeypatch.setattr(unread_columns, "_MOST_FOUND", 30)
     report, _ = reported([{**CHAT, f"c{number:03}": "x"} for number in range(130)])
     assert report.readings[0].not_read[-1] == "(others)"
+
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "messages": CHAT["messages"],
+        **dict.fromkeys(("rationale", "train_mask", "notes", "score", "facts", "a.b"), None),
+        **{"empty": "", "lists": [""], "vector": [0.5, 1.5]},
+    }
+    for _ in range(300)
+]
+for number in (150, 160):
+    ROWS[number] = {**ROWS[number], "rationale": "Because of the reef.", "train_mask": True}
+ROWS[200] = {**ROWS[200], "notes": "late", "score": 0.0, "facts": {"n": 1, "m": None}, "a.b": "x"}
+FILLED = ["a.b", "facts", "notes", "rationale", "score", "train_mask", "vector"]
+KINDS = ["jsonl", "parquet", "arrow", "stream", "table", "rows", "dataset", "iterable"]
+
+
+def write_rows(kind: str, folder: Path) -> Any:
+    """Return the rows as a file, or as data in memory."""
+    table = pa.Table.from_pylist(ROWS)
+    table = table.append_column("never", pa.nulls(len(ROWS), pa.string()))
+    path = folder / f"rows.{'arrow' if kind == 'stream' else kind}"
+    if kind == "parquet":
+        pq.write_table(table, path, row_group_size=70)
+    elif kind in ("arrow", "stream"):
+        new = pa.ipc.new_file if kind == "arrow" else pa.ipc.new_stream
+        with new(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=64)
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps({**row, "never": None}) + "\n" for row in ROWS))
+    else:
+        dataset = datasets.Dataset.from_list(ROWS)
+        return {
+            "table": table,
+            "rows": ROWS,
+            "dataset": dataset,
+            "iterable": dataset.to_iterable_dataset(),
+        }[kind]
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tables_report_the_same_columns_as_lines(
+    kind: str, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    source = write_rows(kind, tmp_path)
+    report = build(source, tokenizer=tokenizer_dir, output=tmp_path / "o", workers=1)
+    assert sorted(report.readings[0].not_read) == FILLED
+    manifest = report.manifest
+    assert manifest.accounting.warnings == {
+        "column_not_read:rationale": 2,
+        "column_not_read:train_mask": 2,
+    }
+    for name in manifest.accounting.warnings:
+        assert manifest.locate_warning(name) == (manifest.inputs[0].path, 151)
+    found = doctor(write_rows(kind, tmp_path), tokenizer=tokenizer_dir)
+    assert sorted(found.sources[0].not_read) == FILLED
+    verdicts = {verdict.kind: (verdict.number, verdict.line) for verdict in found.verdicts}
+    assert verdicts == dict.fromkeys(manifest.accounting.warnings, (2, 151))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "table"])
+def test_streams_of_tables_log_the_same_columns_as_lines(
+    kind: str, tokenizer_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_rows(kind, tmp_path)
+    with caplog.at_level(logging.WARNING, logger="sftprep"):
+        for _ in open_stream(source, tokenizer=str(tokenizer_dir), lanes=1):
+            pass
+    logged = [line for line in caplog.messages if "is not read" in line]
+    assert len(logged) == 2
+    for name, line in zip(("rationale", "train_mask"), sorted(logged), strict=True):
+        assert f"the column {name!r} is not read" in line
+        assert ":151)" in line
+
+
+def test_a_column_of_a_csv_file_is_counted_where_it_is_filled(
+    tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,code,none\n" + "a text,,\n" * 150 + 'a text,"x = 1",\n' * 2)
+    report = build(path, tokenizer=tokenizer_dir, output=tmp_path / "o", workers=1)
+    assert report.readings[0].not_read == ("code",)
+    assert report.manifest.accounting.warnings == {"column_not_read:code": 2}
+    assert report.manifest.locate_warning("column_not_read:code") == (str(path), 151)
+
+
+def test_a_column_without_statistics_is_listed(tokenizer_dir: Path, tmp_path: Path) -> None:
+    table = pa.table({"text": ["a", "b"], "id": ["1", None], "gone": pa.nulls(2, pa.string())})
+    pq.write_table(table, tmp_path / "a.parquet", write_statistics=False)
+    report = build(tmp_path / "a.parquet", tokenizer=tokenizer_dir, output=tmp_path / "o")
+    assert sorted(report.readings[0].not_read) == ["gone", "id"]
+
+
+def test_columns_of_many_batches_and_of_dictionaries_are_listed(
+    tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    many = pa.table({"text": ["a"] * 40, "id": [None] * 39 + ["x"]})
+    few = pa.table({"text": pa.array(["a", "b"]).dictionary_encode(), "id": ["1", "2"]})
+    for name, table in (("many.arrow", many), ("few.arrow", few)):
+        with pa.ipc.new_file(tmp_path / name, table.schema) as writer:
+            writer.write_table(table, max_chunksize=1)
+        report = build(tmp_path / name, tokenizer=tokenizer_dir, output=tmp_path / f"{name}.out")
+        assert report.readings[0].not_read == ("id",)
+
+
+values = st.one_of(
+    st.lists(st.none() | st.sampled_from(["", "a"])),
+    st.lists(st.none() | st.integers(0, 1)),
+    st.lists(st.none() | st.sampled_from([0.0, 1.5])),
+    st.lists(st.none() | st.booleans()),
+    st.lists(st.none() | st.lists(st.none() | st.sampled_from(["", "a"]))),
+    st.lists(st.none() | st.fixed_dictionaries({"a": st.none() | st.just(""), "b": st.none()})),
+    st.lists(st.none() | st.fixed_dictionaries({"a": st.lists(st.integers(0, 1), max_size=1)})),
+)
+
+
+@given(values, st.integers(0, 3), st.sampled_from(["plain", "dictionary", "view", "fixed"]))
+def test_an_array_has_content_where_its_json_has_a_value(
+    column: list[Any], start: int, form: str
+) -> None:
+    array = pa.array(column)
+    if form == "dictionary" and pa.types.is_string(array.type):
+        array = array.slice(start).dictionary_encode()
+    elif form == "view" and pa.types.is_string(array.type):
+        array = array.cast(pa.string_view()).slice(start)
+    elif form == "fixed":
+        column = [[value, None] for value in column]
+        array = pa.array(column, pa.list_(array.type, 2)).slice(start)
+    else:
+        array = array.slice(start)
+    assert has_content(array) == any(map(has_value, column[start:]))
 
 
 def test_columns_of_a_table_are_listed_even_if_null_in_the_first_rows(

@@ -25,6 +25,7 @@ from sftprep.pipeline.prepare.chat_templates import (
 from sftprep.pipeline.prepare.inputs import Input, find_inputs
 from sftprep.pipeline.prepare.manifest_fields import manifest_facts, manifest_settings
 from sftprep.recipe import Recipe
+from sftprep.records.checks.unread_columns import has_counted_name
 from sftprep.records.formats import FORMATS, detect_format, keys_read
 from sftprep.records.inspection.compared_keys import check_compared_keys
 from sftprep.records.inspection.source_reading import SourceReading, check_answers, inspect_records
@@ -39,7 +40,7 @@ from sftprep.render.compatibility import (
     uses_template,
 )
 from sftprep.shards.manifest_size import check_manifest_size
-from sftprep.sources.partition import Source, first_lines
+from sftprep.sources.partition import Source, first_lines, table_columns
 from sftprep.sources.peek import RECORDS_TO_INSPECT, first_records
 from sftprep.tokenize.loading.load import TokenizerSpec, load_tokenizer
 from sftprep.tokenize.select import probe_encoder
@@ -111,9 +112,20 @@ def prepare_setup(
 
 
 def prepare_reading(
-    config: BuildConfig, data: Sequence[Source] = (), eval_data: Sequence[Source] = ()
+    config: BuildConfig,
+    data: Sequence[Source] = (),
+    eval_data: Sequence[Source] = (),
+    *,
+    skips_columns: bool = True,
 ) -> Setup:
-    """Prepare the first pass of a build, as `prepare_setup` does, without an output folder."""
+    """Prepare the first pass of a build, as `prepare_setup` does, without an output folder.
+
+    Args:
+        config: The settings of the build.
+        data: Training data in memory, used instead of the inputs in the settings.
+        eval_data: Evaluation data in memory, likewise.
+        skips_columns: Whether pass 1 skips the columns of tables that no format reads.
+    """
     _check_required(config, has_data=bool(data or eval_data), needs_output=False)
     inputs, entries = find_inputs(config, data, eval_data)
     settings = manifest_settings(config, [each.source.name for each in inputs])
@@ -137,21 +149,18 @@ def prepare_reading(
             recipes.append(recipe)
         number = recipe_numbers[entry_format]
         recipe_of.append(number)
-        # Of a table, only the columns that the formats know are read; functions may read all.
-        is_read_whole = recipes[number].record_functions() is not None
         reading = inspect_source(
             each.source.name,
             first_lines(each.source),
             entry_config,
             recipes[number],
             is_table=each.source.is_table and not each.source.strip_nulls,
-            has_all_columns=is_read_whole or not each.source.is_table,
         )
+        source = each.source
+        if skips_columns and recipes[number].record_functions() is None:
+            source, skipped = _skip_columns(source, recipes[number], config)
+            reading = reading.add_columns(skipped)
         readings.append(reading)
-        keys = None
-        if not is_read_whole:
-            keys = keys_read(recipes[number].record_options()) | {*config.read.duplicates_by}
-        source = dataclasses.replace(each.source, columns=keys)
         narrowed_inputs.append(dataclasses.replace(each, source=source))
     names = [each.source.name for each in inputs]
     log_notices(names, readings)
@@ -159,6 +168,21 @@ def prepare_reading(
     check_compared_keys(config.read.duplicates_by, names, readings[:num_training])
     limit = length_limit(config, recipes[0].tokenizer)
     return Setup(narrowed_inputs, entries, readings, recipe_of, recipes, limit, encoder)
+
+
+def _skip_columns(source: Source, recipe: Recipe, config: BuildConfig) -> tuple[Source, list[str]]:
+    """Return a source of which only some columns are read, and the others that have content.
+
+    Of a table, only the columns that formats know are read, and those that are counted if they have
+    a value. Other columns may be large, such as embeddings.
+    """
+    columns = table_columns(source)
+    if columns is None:
+        return source, []
+    keys = keys_read(recipe.record_options()) | {*config.read.duplicates_by}
+    keys |= {name for name in columns if has_counted_name(name)}
+    skipped = [name for name, may_have_content in columns.items() if may_have_content]
+    return dataclasses.replace(source, columns=keys), [name for name in skipped if name not in keys]
 
 
 def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
@@ -221,7 +245,6 @@ def inspect_source(
     recipe: Recipe,
     *,
     is_table: bool = False,
-    has_all_columns: bool = True,
 ) -> SourceReading:
     """Return how a source is read, and check that the recipe supports it.
 
@@ -231,7 +254,6 @@ def inspect_source(
         config: The settings of the build.
         recipe: The recipe for the source.
         is_table: Whether its records have the types of a table.
-        has_all_columns: Whether pass 1 sees the columns that no format reads.
 
     Raises:
         FormatError: No format fits the records, or no record has an answer.
@@ -255,9 +277,7 @@ def inspect_source(
     check_compatible(recipe, detected)
     if config.read.quality_checks != "keep":
         check_answers(name, first, detected.format, options)
-    reading = inspect_records(
-        first, detected.format, options, is_table=is_table, has_all_columns=has_all_columns
-    )
+    reading = inspect_records(first, detected.format, options, is_table=is_table)
     return dataclasses.replace(
         reading,
         keys=keys,

@@ -11,15 +11,23 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
-from sftprep.core.json_values import iter_leaves
 from sftprep.core.types import Example
 from sftprep.records.conversations import CHAT_KEYS
 from sftprep.records.formats import FORMATS, detect_format, keys_of
-from sftprep.records.images import IMAGE_KEYS, is_filled
+from sftprep.records.images import IMAGE_KEYS
 from sftprep.records.options import Record, RecordOptions
 from sftprep.records.pair_keys import is_reasoning_mode, split_key
 from sftprep.records.switches import has_switch_name, is_switch
-from sftprep.records.unread_turns import WORDS_OF_METADATA, find_unread, is_text
+from sftprep.records.unread_turns import (
+    WORDS_OF_METADATA,
+    contents_of,
+    find_replaced,
+    find_unread,
+    has_value,
+    is_repeated,
+    is_text,
+    strings_in,
+)
 
 _MEANINGFUL = (
     frozenset(key for kind in FORMATS.values() for key in kind.keys | kind.optional)
@@ -128,34 +136,25 @@ class UnreadColumns:
         texts: str | None = None
         for key in keys:
             value = record[key]
-            if key in IMAGE_KEYS or not _has_value(value):
+            if key in IMAGE_KEYS or not has_value(value):
                 continue
             if _equals_first_message(value, example):
                 continue
             if texts is None:
-                texts = "\n".join(strings_in(_contents(example)))
+                texts = "\n".join(strings_in(contents_of(example)))
             if key in certain:
                 if _is_unused(key, value, example, texts):
                     yield key, _is_meaningful(key, value)
                 continue
-            is_repeated = _is_repeated(value, texts) or (
+            is_shown = is_repeated(value, texts) or (
                 isinstance(value, str) and _contains_all(value, record, kind.keys | kind.optional)
             )
-            if not (is_repeated and key in kind.optional):
-                is_content = _is_meaningful(key, value) and not is_repeated
+            if not (is_shown and key in kind.optional):
+                is_content = _is_meaningful(key, value) and not is_shown
                 yield key, is_content or is_switch(key, value)
 
-    def find_replaced(self, example: Example) -> list[str]:
-        """Return the keys with content that renamed keys replaced."""
-        texts = "\n".join(strings_in(_contents(example)))
-        return [
-            key
-            for key, value in (example.replaced or {}).items()
-            if _has_value(value) and not _is_repeated(value, texts)
-        ]
-
     def _find_replaced(self, example: Example) -> list[str]:
-        found = self.find_replaced(example)
+        found = find_replaced(example)
         for key in found:
             self._note(key)
         return [*map(self._name_of, found)]
@@ -164,7 +163,7 @@ class UnreadColumns:
         """Note the columns with a value, which need not be examined again."""
         remaining = []
         for key in key_set.others:
-            if _has_value(record[key]) and not _equals_first_message(record[key], example):
+            if has_value(record[key]) and not _equals_first_message(record[key], example):
                 self._note(key)
             else:
                 remaining.append(key)
@@ -185,7 +184,7 @@ class UnreadColumns:
         if FORMATS[self._format].kind == "conversation":
             read |= {"tools", "chat_template_kwargs"}
         candidates = tuple(
-            key for key in keys if _is_candidate(key) and key not in read | IMAGE_KEYS
+            key for key in keys if has_counted_name(key) and key not in read | IMAGE_KEYS
         )
         if len(self._key_sets) >= _MOST_KEY_SETS:
             self._key_sets.clear()
@@ -204,12 +203,9 @@ def _has_meaningful_name(key: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _is_candidate(key: str) -> bool:
+def has_counted_name(key: str) -> bool:
+    """Return whether the records with a value under a key are counted, unless it is read."""
     return _has_meaningful_name(key) or has_switch_name(key)
-
-
-def _has_value(value: Any) -> bool:
-    return is_filled(value) or type(value) in (bool, int, float)
 
 
 def _is_meaningful(key: str, value: Any) -> bool:
@@ -221,26 +217,11 @@ def _is_meaningful(key: str, value: Any) -> bool:
     return _has_meaningful_name(key) and any(map(is_text, strings_in(value)))
 
 
-def _is_repeated(value: Any, texts: str) -> bool:
-    """Return whether all texts of a value are in the example, as in many data sets."""
-    strings = [*strings_in(value)]
-    return bool(strings) and all(text.strip() in texts for text in strings)
-
-
 def _contains_all(value: str, record: Record, keys: frozenset[str]) -> bool:
     """Return whether a text contains all texts that are read, like `text` of Stanford Alpaca."""
     read = [item for key in keys if key in record for item in strings_in(record[key])]
     others = [text.strip() for text in read if text is not value]
     return len(others) > 1 and all(text in value for text in others)
-
-
-def strings_in(value: Any) -> Iterator[str]:
-    """Yield the strings in a JSON value."""
-    return (leaf for leaf in iter_leaves(value) if isinstance(leaf, str))
-
-
-def _contents(example: Example) -> list[Any]:
-    return [example.text, example.prompt, example.completion, example.messages, example.tools]
 
 
 def _equals_first_message(value: Any, example: Example) -> bool:

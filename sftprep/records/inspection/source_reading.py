@@ -16,16 +16,16 @@ from sftprep.core.types import Example
 from sftprep.errors import FormatError, setting, source_name
 from sftprep.records.checks.unread_columns import UnreadColumns
 from sftprep.records.conversations import ANSWER_KEYS
-from sftprep.records.formats import FORMATS, keys_read, read_record
+from sftprep.records.formats import FORMATS, read_record
 from sftprep.records.images import is_filled
 from sftprep.records.options import (
-    TRANSFORM,
     InvalidRecord,
     Record,
     RecordOptions,
     rename_keys,
 )
 from sftprep.records.pair_keys import ANSWER_REASONING_KEYS
+from sftprep.records.unread_turns import find_replaced
 
 _MESSAGE_KEYS = ("tools", "functions", "video", "videos", "audio", "audios")
 """Keys of a message with a meaning that is not read."""
@@ -67,7 +67,6 @@ def inspect_records(
     options: RecordOptions,
     *,
     is_table: bool,
-    has_all_columns: bool = True,
 ) -> SourceReading:
     """Return how the first records of an input are read.
 
@@ -76,7 +75,6 @@ def inspect_records(
         format_name: Their format.
         options: How they are read.
         is_table: Whether their types come from a table, in which each object has all keys.
-        has_all_columns: Whether pass 1 sees the columns that no format reads, and counts them.
     """
     not_read: dict[str, bool] = {}  # column -> whether it appears to carry meaning
     columns = UnreadColumns(format_name, options)
@@ -92,22 +90,19 @@ def inspect_records(
             columns.find(renamed, example, renamed), _keys_of_messages(renamed, format_name)
         ):
             not_read[key] = not_read.get(key, False) or is_meaningful
-        not_read |= dict.fromkeys(columns.find_replaced(example), True)
+        not_read |= dict.fromkeys(find_replaced(example), True)
         has_switches |= example.weights is not None
         has_nulls |= is_table and any(map(_holds_null, _tool_values(example)))
         for name, keys in _calls_with_nulls(example):
             functions_of.setdefault(keys, set()).add(name)
         if not notices:
             notices += _joined_texts(example, format_name, options)
-    if not has_all_columns:
-        # Pass 1 does not see them: what is null here may have content in later rows.
-        known = {*keys_read(options), *not_read}
-        not_read |= {key: False for record in records for key in record if key not in known}
     meaningful = [key for key, is_meaningful in not_read.items() if is_meaningful]
-    if meaningful and not (has_all_columns and _context_map(meaningful, format_name) is None):
+    renames = _context_map(meaningful, format_name)
+    if renames is not None:
         names = ", ".join(map(repr, meaningful[:_SHOWN_COLUMNS]))
         text = f"not read, although the names suggest content or a switch of training: {names}"
-        notices.append(Notice(text, _remedy(meaningful, format_name)))
+        notices.append(Notice(text, f"try: {setting('map', renames)}"))
     # Files that were written from a table have such objects as well: calls of different functions
     # with the same keys.
     if has_nulls or any(len(names) > 1 for names in functions_of.values()):
@@ -204,14 +199,6 @@ def _joined_texts(example: Example, format_name: str, options: RecordOptions) ->
         f"to read them as a user and an assistant, try: {setting('as_chat', True)}",
         repr(joined),
     )
-
-
-def _remedy(keys: Sequence[str], format_name: str) -> str:
-    """Return what can be done about columns that are not read."""
-    renames = _context_map(keys, format_name)
-    if renames is not None:
-        return f"try: {setting('map', renames)}"
-    return f"if they belong to the text, add them with {setting(TRANSFORM, 'FILE.py:NAME')}"
 
 
 def _context_map(keys: Sequence[str], format_name: str) -> str | None:

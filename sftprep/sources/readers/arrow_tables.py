@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
+from sftprep.sources.readers.array_content import has_content
 from sftprep.sources.readers.arrow_ipc import ArrowFile, open_arrow
 from sftprep.sources.readers.lines import FilePart
 from sftprep.sources.readers.row_sizes import shares_values
@@ -19,12 +20,16 @@ from sftprep.sources.readers.table_lines import (
     check_column_names,
     check_row_count,
     convert_arrow_errors,
+    image_columns,
     parts_of_batches,
     runs_of_batch,
     table_lines,
     text_bytes,
     wanted_fields,
 )
+
+_EXAMINED_BATCHES = 16
+"""The batches of a file in which content is searched for; they are spread evenly over the file."""
 
 _STREAMED = 8
 """A batch of more than this many targets is read by the driver: workers that read ranges of its
@@ -119,6 +124,30 @@ def read_arrow_rows(file: str, start: int, end: int, columns: Columns = None) ->
             part = _read_batch(arrow, number)[max(start - first, 0) : end - first]
             lines.append(table_lines(part, arrow.schema, columns))
     return b"".join(lines)
+
+
+def arrow_columns(file: str) -> dict[str, bool]:
+    """Return the columns of an Arrow file except images, and whether they may have content.
+
+    A column without content in the batches that are examined may have content in others.
+
+    Raises:
+        InputUnreadable: The file is damaged or cannot be read.
+    """
+    with convert_arrow_errors(file):
+        arrow = open_arrow(file)
+        names = [name for name in arrow.schema.names if name not in image_columns(arrow.schema)]
+        if arrow.has_dictionaries:  # its batches can only be read from the start
+            return dict.fromkeys(names, True)
+        number_of = len(arrow.batches)
+        step = -(-number_of // _EXAMINED_BATCHES) or 1
+        empty = set(names)
+        for number in range(0, number_of, step):
+            if not empty:
+                break
+            batch = _read_batch(arrow, number)
+            empty = {name for name in empty if not has_content(batch.column(name))}
+        return {name: name not in empty or step > 1 for name in names}
 
 
 @lru_cache(maxsize=1)

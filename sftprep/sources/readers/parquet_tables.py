@@ -115,6 +115,48 @@ def read_parquet_rows(file: str, start: int, end: int, columns: Columns = None) 
     return b"".join(lines)
 
 
+def parquet_columns(file: str) -> dict[str, bool]:
+    """Return the columns of a Parquet file except images, and whether they may have content.
+
+    The statistics in its footer decide. Without them, a column may have content.
+
+    Raises:
+        InputUnreadable: The file is damaged or cannot be read.
+    """
+    import pyarrow as pa
+
+    with convert_arrow_errors(file), _open_parquet(file) as parquet:
+        schema, metadata = parquet.schema_arrow, parquet.metadata
+        images, columns = image_columns(schema), {}
+        leaf = 0
+        for field in schema:
+            leaves = range(leaf, leaf := leaf + _count_leaves(field.type))
+            if field.name not in images:
+                columns[field.name] = not pa.types.is_null(field.type) and any(
+                    _may_have_content(metadata.row_group(number).column(k))
+                    for number in range(metadata.num_row_groups)
+                    for k in leaves
+                )
+        return columns
+
+
+def _count_leaves(kind: Any) -> int:
+    """Return the number of columns in which a file stores a type."""
+    kind = getattr(kind, "storage_type", kind)
+    fields = [kind.field(k).type for k in range(kind.num_fields)]
+    return sum(map(_count_leaves, fields)) if fields else 1
+
+
+def _may_have_content(chunk: Any) -> bool:
+    """Return whether a column chunk may have a value besides null and ""."""
+    statistics = chunk.statistics
+    if statistics is None:
+        return bool(chunk.num_values)
+    if statistics.has_null_count and statistics.null_count == chunk.num_values:
+        return False
+    return not (statistics.has_min_max and statistics.max in ("", b""))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _RowGroup:
     """A row group of a Parquet file, from its metadata and dictionaries.
