@@ -30,21 +30,24 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from sftprep.core.json_values import iter_leaves
 from sftprep.core.omissions import ARGUMENT, CALL, KEY, NAME, REASONING, TOOLS
 from sftprep.core.types import Message
-from sftprep.render.omissions.content_leaves import (
-    Leaf,
-    SentinelCopy,
-    SentinelRendering,
-    find_structural_strings,
-    to_leaves,
+from sftprep.render.omissions.content_leaves import Leaf, find_structural_strings, to_leaves
+from sftprep.render.omissions.leaf_probe import LeafProbe
+from sftprep.render.omissions.leaf_search import (
+    find_ambiguous,
+    may_match_by_chance,
+    remove_missing,
+    search_leaves,
 )
-from sftprep.render.omissions.leaf_search import find_ambiguous, remove_missing, search_leaves
+from sftprep.render.omissions.sentinels import SentinelCopy, SentinelRendering
 from sftprep.render.omissions.spellings import all_occur, cannot_be_in, occurs
 from sftprep.render.omissions.unread_keys import UnreadCopy
 from sftprep.render.omissions.written_values import WrittenValues
 
-_WORD = re.compile(r"[^\W\d_]{4,}")
+_ID = re.compile(r"(?:\.|\b|_)id\b")
+"""What the source of a template contains if it reads ids."""
 _MOST_WORK = 1 << 28
 """The largest product of leaves and characters of the text that is searched."""
 _SHAPES_KEPT = 4096
@@ -106,9 +109,8 @@ class ConservationCheck:
 
     def __init__(self, render: Render, source: str = "") -> None:
         self._render = render
-        self._words = frozenset(
-            map(str.lower, _WORD.findall(source))
-        )  # the words that the template itself may write
+        self._source = source
+        self._has_ids = not source or _ID.search(source) is not None
         # By shape; None where the template refuses the sentinels.
         self._sentinels_by_shape: dict[Any, SentinelRendering | None] = {}
         self._characters_kept = 0  # of the sentinel renderings
@@ -156,15 +158,15 @@ class ConservationCheck:
             return False
         copy = UnreadCopy(unread_texts)
         messages = [copy.copy_message(message) for message in conversation.messages]
-        if not copy.sentinels:  # no message has such a key, unless it is one of a part
-            return any(isinstance(message.get("content"), list) for message in messages)
+        if copy.remaining:  # no message has it, so it is in the text by chance
+            return False
         try:
             texts = [
                 self._render(conversation._replace(messages=messages[: last + 1]))
                 for last in last_turns
             ]
         except Exception:  # a template may refuse the sentinels for any reason
-            return True
+            return not any(map(may_match_by_chance, unread_texts))
         return all(any(sentinel in text for text in texts) for sentinel in copy.sentinels)
 
     def _find_leaf_omissions(
@@ -174,99 +176,80 @@ class ConservationCheck:
         pieces: Sequence[str],
         written_as_json: Sequence[tuple[Any, str]],
     ) -> Omissions:
-        messages = conversation.messages
-        unproven = to_leaves(
-            messages, conversation.tools, WrittenValues(text, pieces, written_as_json)
-        )
-        leaves = self._without_pieces(unproven, messages, pieces) if pieces else unproven
-        if not leaves:
+        messages, tools, _ = conversation
+        others = ""
+        if written_as_json:
+            strings = (leaf for leaf in iter_leaves(messages) if isinstance(leaf, str))
+            others = "\0".join([self._source, *strings])
+        unproven = to_leaves(messages, tools, WrittenValues(text, pieces, written_as_json, others))
+        if not unproven:
             return NO_OMISSIONS
-        if len(leaves) * len(text) <= _MOST_WORK and all(
-            cannot_be_in(leaf.value, text) for leaf in leaves
+        if len(unproven) * len(text) <= _MOST_WORK and all(
+            cannot_be_in(leaf.value, text) for leaf in unproven
         ):
-            return _to_omissions(leaves, messages)
-        return self._search(conversation, text, {*map(_identify, unproven)})
-
-    def _without_pieces(
-        self, leaves: list[Leaf], messages: Sequence[Message], pieces: Sequence[str]
-    ) -> list[Leaf]:
-        """Leave out the leaves that the template changed before it wrote them.
-
-        Most templates strip contents, for example.
-
-        A piece that equals a leaf is the leaf, unless the template or another value of the record
-        could have written it: it must not be another string of the record, or consist of words in
-        the source of the template, and there must be as many pieces as leaves.
-        """
-        unchanged = {id(value) for message in messages for value in message.values()}
-        # By value: the number of pieces, less the number of leaves.
-        spare = dict.fromkeys([leaf.value for leaf in leaves], 0)
-        for piece in pieces:
-            if id(piece) not in unchanged and (stripped := piece.strip()) in spare:
-                spare[stripped] += 1
-        for leaf in leaves:
-            spare[leaf.value] -= 1
-        # A template may write a role in another case.
-        structural = {*map(str.lower, find_structural_strings(messages))}
-        return [
-            leaf
-            for leaf in leaves
-            if not isinstance(leaf.value, str)
-            or leaf.kind == TOOLS
-            or spare[leaf.value] < 0
-            or leaf.value.lower() in structural
-            or self._could_write(leaf.value)
-        ]
-
-    def _could_write(self, value: str) -> bool:
-        """Return whether a string has no word that the source of the template lacks."""
-        return all(word[0].lower() in self._words for word in _WORD.finditer(value))
-
-    def _search(
-        self, conversation: Conversation, text: str, unproven: Container[_LeafId]
-    ) -> Omissions:
-        """Search for the leaves that are not known to be written.
-
-        Uncertain cases are decided with sentinels.
-        """
-        messages = conversation.messages
-        leaves = to_leaves(messages, conversation.tools)
-        if len(leaves) * len(text) > _MOST_WORK:
-            # The search takes quadratic time, the sentinels do not.
-            rendering = self._render_sentinels(conversation, leaves)
-            if rendering is not None:
-                lacking = [leaf for k, leaf in enumerate(leaves) if rendering.lacks(k, leaf.value)]
-                return _to_omissions(lacking, messages)
+            return _to_omissions(unproven, messages)
+        leaves = to_leaves(messages, tools)
+        rendering = self._render_sentinels(conversation, leaves)
+        # The search takes quadratic time, the sentinels do not.
+        is_long = len(leaves) * len(text) > _MOST_WORK
+        if rendering is not None and (is_long or rendering.fits(leaves, text)):
+            lacking = [leaf for k, leaf in enumerate(leaves) if rendering.lacks(k, leaf.value)]
+            return _to_omissions(lacking, messages)
+        if is_long:
             # Only a search without a result reads the whole text.
             found = search_leaves(leaves, text, most_misses=1 + _MOST_WORK // len(text))
-            omitted = [leaf for leaf, shown in zip(leaves, found, strict=True) if not shown]
-            return _to_omissions(omitted, messages)
-        found = search_leaves(leaves, text)
-        numbers = [number for number, leaf in enumerate(leaves) if _identify(leaf) in unproven]
-        rendering = self._render_sentinels(conversation, leaves)
-        if rendering is not None:
-            structural = find_structural_strings(messages)
-            unsure = find_ambiguous(leaves, numbers, rendering, structural)
-            in_order = found
-            found = [True] * len(leaves)
-            for number in numbers:
-                value = leaves[number].value
-                is_written = not rendering.lacks(number, value)
-                # The search in order may have taken an occurrence of another leaf.
-                found[number] = (
-                    is_written
-                    if in_order[number] and number in unsure
-                    else in_order[number] or (is_written and occurs(value, text))
-                )
-            # A template may leave out a leaf because of its value, which sentinels do not have.
-            examined = [number for number in numbers if number in unsure or not in_order[number]]
-            remove_missing(leaves, found, in_order, examined, text)
-        return _to_omissions([leaves[number] for number in numbers if not found[number]], messages)
+        else:
+            found = self._search(conversation, leaves, text, {*map(_identify, unproven)}, rendering)
+        omitted = [leaf for leaf, is_found in zip(leaves, found, strict=True) if not is_found]
+        return _to_omissions(omitted, messages)
 
-    def _render_sentinels(
+    def _search(
         self,
         conversation: Conversation,
         leaves: list[Leaf],
+        text: str,
+        unproven: Container[_LeafId],
+        rendering: SentinelRendering | None,
+    ) -> list[bool]:
+        """Return which leaves are in a text that depends on their values.
+
+        The leaves that are not known to be written are searched for. Those that may be found by
+        chance are decided with sentinels.
+        """
+        in_order = search_leaves(leaves, text)
+        numbers = [number for number, leaf in enumerate(leaves) if _identify(leaf) in unproven]
+        fixed = self._source if rendering is None else rendering.structure
+        messages, tools, variables = conversation
+        structural = find_structural_strings(messages)
+        unsure = find_ambiguous(leaves, numbers, structural, fixed)
+        found = [True] * len(leaves)
+        probe = LeafProbe(
+            lambda messages, tools: self._render(Conversation(messages, tools, variables)),
+            messages,
+            tools,
+            text,
+        )
+        for number in numbers:
+            value = leaves[number].value
+            if rendering is None:
+                is_certain = not in_order[number] or number not in unsure
+                found[number] = in_order[number] if is_certain else probe.shows(number, value)
+                continue
+            is_written = not rendering.lacks(number, value)
+            # The search in order may have taken an occurrence of another leaf.
+            found[number] = (
+                is_written
+                if in_order[number] and number in unsure
+                else in_order[number] or (is_written and occurs(value, text))
+            )
+        if rendering is not None:
+            # A template may leave out a leaf because of its value, which sentinels do not have.
+            examined = [number for number in numbers if number in unsure or not in_order[number]]
+            remove_missing(leaves, found, in_order, examined, text, fixed)
+        return found
+
+    def _render_sentinels(
+        self, conversation: Conversation, leaves: list[Leaf]
     ) -> SentinelRendering | None:
         """Return the sentinel rendering for a record of this shape.
 
@@ -274,7 +257,7 @@ class ConservationCheck:
             None if the template refuses the sentinels.
         """
         messages, tools, variables = conversation
-        sentinel_copy = SentinelCopy()
+        sentinel_copy = SentinelCopy(self._has_ids)
         try:
             sentinel_messages = [sentinel_copy.copy_message(message) for message in messages]
             sentinel_tools = sentinel_copy.copy_tools(tools) if tools else tools
@@ -296,7 +279,7 @@ class ConservationCheck:
                 self._sentinels_by_shape.clear()
                 self._characters_kept = 0
             self._sentinels_by_shape[shape] = rendering
-            self._characters_kept += 0 if rendering is None else len(rendering.structure)
+            self._characters_kept += 0 if rendering is None else sum(map(len, rendering.fixed))
         return rendering
 
 

@@ -1,16 +1,14 @@
 """Leaves of a conversation: its meaningful contents.
 
-A copy of a conversation has sentinels in their place.
-
-`to_leaves` and `SentinelCopy` walk through a record in the same order: leaf k has sentinel k.
+`to_leaves` and `sentinels.SentinelCopy` walk through a record in the same order: leaf k has
+sentinel k.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
@@ -70,16 +68,16 @@ def to_leaves(
         if is_written and len(message) == 2:
             continue
         turn = ANYWHERE if message.get("role") in ("system", "developer") else number
-        calls_of_turn = _find_calls(message)
+        calls_of_turn = find_calls(message)
         for key in _find_reasoning_keys(message):
             _add_text(leaves, REASONING, turn, message[key], written_values)
         if not is_written:
             kind = TEXT_WITH_CALL if calls_of_turn else MESSAGE
-            for role, part in _split_content(message):
+            for role, part in split_content(message):
                 _add_text(
                     leaves, REASONING if role == "think" else kind, turn, part, written_values
                 )
-        if _has_speaker(message):
+        if has_speaker(message):
             _add_text(leaves, NAME, turn, message["name"], written_values)
         if calls_of_turn and not written_values.take(message["tool_calls"]):
             for call in calls_of_turn:
@@ -99,8 +97,8 @@ def find_structural_strings(messages: Sequence[Message]) -> list[str]:
     for message in messages:
         if len(message) > 2:
             found += [message.get(key) for key in ("tool_call_id", "id")]
-            found += [call.get(key) for call in _find_calls(message) for key in ("id", "type")]
-            found += [] if _has_speaker(message) else [message.get("name")]
+            found += [call.get(key) for call in find_calls(message) for key in ("id", "type")]
+            found += [] if has_speaker(message) else [message.get("name")]
     return [value for value in found if isinstance(value, str)]
 
 
@@ -114,14 +112,14 @@ def _add_text(
 def _add_call(
     leaves: list[Leaf], turn: int, call: dict[str, Any], number: int, written_values: WrittenValues
 ) -> None:
-    function = _function_or_call(call)
+    function = function_or_call(call)
     if written_values.take(call) or written_values.take(function):
         return
     name = function.get("name")
     if isinstance(name, str) and not written_values.take(name):
         leaves.append(Leaf(CALL, turn, name.strip(), number))
     if not written_values.take(function.get("arguments")):
-        for value in _iter_scalars(_parse_arguments(function), written_values):
+        for value in _iter_scalars(parse_arguments(function), written_values):
             leaves.append(Leaf(ARGUMENT, turn, value, number))
 
 
@@ -145,7 +143,7 @@ def _add_tools(leaves: list[Leaf], tools: list[Any], written_values: WrittenValu
     ]
 
 
-def _has_speaker(message: Message) -> bool:
+def has_speaker(message: Message) -> bool:
     """Return whether the name of a message names its speaker.
 
     The name of a tool result does not; it repeats the call.
@@ -165,7 +163,7 @@ def _find_reasoning_keys(message: Message) -> list[str]:
     return keys
 
 
-def _split_content(message: Message) -> list[tuple[str, str]]:
+def split_content(message: Message) -> list[tuple[str, str]]:
     """Return the content in two parts: reasoning in tags, and the rest.
 
     Templates separate these parts.
@@ -193,17 +191,19 @@ def _is_line(before: str, after: str) -> bool:
     return (not before or before.endswith("\n")) and (not after or after.startswith("\n"))
 
 
-def _find_calls(message: Message) -> list[Any]:
+def find_calls(message: Message) -> list[Any]:
+    """Return the calls of a message; null and other values are none."""
     calls = message.get("tool_calls")
     return [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
 
 
-def _function_or_call(call: dict[str, Any]) -> dict[str, Any]:
+def function_or_call(call: dict[str, Any]) -> dict[str, Any]:
+    """Return the function of a call, or the call if it is flat."""
     function = function_of(call)
     return function if isinstance(function, dict) else call
 
 
-def _parse_arguments(function: dict[str, Any]) -> Any:
+def parse_arguments(function: dict[str, Any]) -> Any:
     """Return the arguments as values.
 
     Templates show JSON text as it is, or its values.
@@ -236,158 +236,3 @@ def _iter_scalars(value: Any, written_values: WrittenValues) -> Iterator[str | i
                 yield item.strip()
         elif isinstance(item, int | float) and not isinstance(item, bool):
             yield item
-
-
-# --- sentinels ------------------------------------------------------------------------------------
-
-
-_SENTINEL = re.compile(r"zqx(\d{8})xqz|918(\d{8})|jv(\d+)w+|917(\d{8})", re.IGNORECASE)
-_FIRST_NUMBER = 918_0000_0000
-
-
-_CASES: tuple[Callable[[str], str], ...] = (str, str.upper, str.capitalize, str.title)
-"""What a template may do to the case of a content."""
-
-
-@dataclass(frozen=True, slots=True)
-class SentinelRendering:
-    """What a template writes for a record whose leaves are sentinels.
-
-    Attributes:
-        unwritten: The numbers of the leaves that it does not write.
-        structure: What it writes besides the leaves: its own text, roles, keys and dates. A leaf
-            that is in this text may be found although it is not written.
-        recased: By number, how it changes the case of a leaf.
-    """
-
-    unwritten: frozenset[int]
-    structure: str
-    recased: dict[int, Callable[[str], str]]
-
-    def lacks(self, number: int, value: str | int | float) -> bool:
-        """Return whether the template does not write a leaf, or in another case."""
-        case = self.recased.get(number)
-        is_changed = case is not None and isinstance(value, str) and case(value) != value
-        return number in self.unwritten or is_changed
-
-
-@dataclass(slots=True)
-class SentinelCopy:
-    """A copy of a record with a unique sentinel for every leaf.
-
-    Args:
-        sentinels: The sentinels, in the order of the leaves.
-        shape: What the rendering depends on apart from the leaves.
-    """
-
-    sentinels: list[str] = field(default_factory=list)
-    shape: list[Any] = field(default_factory=list)
-    _first_of_tools: int = 0  # the number of the first sentinel in the tools
-
-    def copy_message(self, message: Message) -> Message:
-        """Return the copy of a message."""
-        copy = dict(message)
-        self.shape.append((message.get("role"), *sorted(map(str, message))))
-        sentinel_of: dict[str, str] = {}  # keys with the same text are one leaf
-        for key in REASONING_KEYS:
-            text = message.get(key)
-            if isinstance(text, str) and text.strip():
-                if text.strip() not in sentinel_of:
-                    sentinel_of[text.strip()] = self._new_sentinel()
-                # Which keys have the same text is a part of the shape.
-                self.shape.append((key, [*sentinel_of].index(text.strip())))
-                copy[key] = sentinel_of[text.strip()]
-        self._copy_content(message, copy)
-        if _has_speaker(message) and message["name"].strip():
-            copy["name"] = self._new_sentinel()
-        calls = _find_calls(message)
-        if calls:
-            copy["tool_calls"] = [self._copy_call(call) for call in calls]
-        return copy
-
-    def copy_tools(self, tools: list[Any]) -> list[Any]:
-        """Return the copy of the tools, which come after all messages."""
-        found = find_tool_leaves(tools)
-        self._first_of_tools = len(self.sentinels)
-        self.sentinels += found.sentinels
-        self.shape.append(("tools", found.shape))
-        return found.copy
-
-    def read(self, text: str) -> SentinelRendering:
-        """Return what a text of the copy shows."""
-        unwritten, recased = set(range(len(self.sentinels))), {}
-        for match in _SENTINEL.finditer(text):
-            word, argument, tool, value = match.groups()
-            number = int(word or argument or tool or value)
-            number += self._first_of_tools if tool or value else 0
-            shown, unchanged = match[0], match[0].lower()
-            case = next((case for case in _CASES if case(unchanged) == shown), None)
-            if case is not None and number in unwritten:
-                unwritten.remove(number)
-                recased[number] = case
-            if case is str:
-                recased.pop(number, None)
-        return SentinelRendering(frozenset(unwritten), _SENTINEL.sub("\0", text), recased)
-
-    def _copy_content(self, message: Message, copy: Message) -> None:
-        parts = _split_content(message)
-        self.shape.append(tuple((role, bool(part.strip())) for role, part in parts))
-        if len(parts) > 1 and isinstance(message.get("content"), str):
-            self.shape.append("<think>" in message["content"].partition("</think>")[0])
-        if isinstance(message.get("content"), list):
-            new_parts = []
-            for part in message["content"]:
-                text = part.get("text") if isinstance(part, dict) else None
-                shown = isinstance(text, str) and text.strip()
-                new_parts.append({**part, "text": self._new_sentinel()} if shown else part)
-            copy["content"] = new_parts
-        elif len(parts) == 1 and parts[0][1].strip():
-            copy["content"] = self._new_sentinel()
-        elif len(parts) > 1:
-            text, inside, after = (
-                self._new_sentinel() if part.strip() else "" for _, part in parts
-            )
-            before, _, _ = message["content"].partition("</think>")
-            opening = "<think>" if "<think>" in before else ""
-            copy["content"] = f"{text}{opening}\n{inside}\n</think>\n\n{after}"
-
-    def _copy_call(self, call: dict[str, Any]) -> dict[str, Any]:
-        function = dict(_function_or_call(call))
-        if isinstance(function.get("name"), str):
-            function["name"] = self._new_sentinel()
-        arguments = _parse_arguments(function)
-        self.shape.append(("call", json.dumps(_to_skeleton(arguments), default=str)))
-        new_arguments = self._copy_value(arguments)
-        if isinstance(function.get("arguments"), str) and not isinstance(new_arguments, str):
-            new_arguments = json.dumps(new_arguments)
-        if "arguments" in function:
-            function["arguments"] = new_arguments
-        return {**call, "function": function} if "function" in call else function
-
-    def _copy_value(self, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: self._copy_value(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self._copy_value(item) for item in value]
-        if isinstance(value, str):
-            return self._new_sentinel() if value.strip() else value
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            number = _FIRST_NUMBER + len(self.sentinels)
-            self.sentinels.append(str(number))
-            return number
-        return value
-
-    def _new_sentinel(self) -> str:
-        # Lowercase letters and digits only: no template changes or splits it.
-        sentinel = f"zqx{len(self.sentinels):08d}xqz"
-        self.sentinels.append(sentinel)
-        return sentinel
-
-
-def _to_skeleton(value: Any) -> Any:
-    """Return a JSON value without its strings and numbers."""
-    if isinstance(value, dict):
-        return {key: _to_skeleton(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_to_skeleton(item) for item in value]
-    return "" if isinstance(value, str) and not value.strip() else type(value).__name__

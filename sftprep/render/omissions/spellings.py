@@ -47,8 +47,10 @@ def iter_spellings(value: str | int | float) -> Iterator[str]:
     # The arguments as JSON text that is written as JSON.
     for form in once:
         yield from _json_spellings(form)
-    if (shown := repr(value)[1:-1]) != value:
-        yield shown
+    # As Python, in the quotes that it chooses and in single ones.
+    quoted = value.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    shown = {repr(value)[1:-1], repr(f'"{value}')[2:-1], quoted.replace("\r", "\\r")}
+    yield from sorted(shown - {value, *once})
 
 
 def _json_spellings(value: str) -> list[str]:
@@ -72,7 +74,10 @@ def first_spelling(value: str | int | float) -> str:
 
 
 def count_missing(
-    shown: Sequence[str | int | float], examined: Sequence[str | int | float], text: str
+    shown: Sequence[str | int | float],
+    examined: Sequence[str | int | float],
+    text: str,
+    fixed: str = "",
 ) -> Counter[str]:
     """Count the values for which a text has too few occurrences.
 
@@ -84,6 +89,7 @@ def count_missing(
         shown: The values that the text should contain; each of them is in it.
         examined: Those of the values to count.
         text: The text.
+        fixed: What the text contains besides the values, whose occurrences are not theirs.
 
     Returns:
         The number of missing occurrences, by the first spelling of the value.
@@ -101,7 +107,7 @@ def count_missing(
         if len(forms) == 1:
             within = sum(number * other.count(spelling) for other, number in missing.items())
             needed = joined.count(spelling) - within
-        lacking = needed - sum(map(text.count, forms))
+        lacking = needed + sum(map(fixed.count, forms)) - sum(map(text.count, forms))
         if lacking > 0:
             missing[spelling] = min(lacking, num_shown[spelling])
     return missing

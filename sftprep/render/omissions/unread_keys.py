@@ -10,6 +10,7 @@ from sftprep.records.roles import SHOWN_KEYS
 from sftprep.records.switches import SWITCH_KEYS
 
 _KNOWN_KEYS = SHOWN_KEYS | SWITCH_KEYS | {"role", "content", "images", "id"}
+_KEYS_OF_PARTS = frozenset({"type", "text"})
 _KEYS_OF_CALLS = frozenset({"id", "type", "index", "function", "name", "arguments"})
 
 
@@ -21,6 +22,7 @@ class UnreadCopy:
 
     Attributes:
         sentinels: The sentinels in the copy.
+        remaining: The texts that the copy does not contain.
 
     Example:
         {"role": "tool", "content": "", "result": 42}, texts = ["42"]
@@ -30,10 +32,17 @@ class UnreadCopy:
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = [*texts]
         self.sentinels: list[str] = []
+        self.remaining = set(self._texts)
 
     def copy_message(self, message: Message) -> Message:
         """Return the copy of a message."""
         copied = self._replace_unknown(message, _KNOWN_KEYS)
+        content = message.get("content")
+        if isinstance(content, list):
+            copied["content"] = [
+                self._replace_unknown(part, _KEYS_OF_PARTS) if isinstance(part, dict) else part
+                for part in content
+            ]
         calls = message.get("tool_calls")
         if isinstance(calls, list):
             copied["tool_calls"] = [
@@ -62,8 +71,10 @@ class UnreadCopy:
             return value
         # A text may be a part of JSON text.
         written = str(value)
-        if not any(text in written for text in self._texts):
+        found = [text for text in self._texts if text in written]
+        if not found:
             return value
+        self.remaining.difference_update(found)
         # Lowercase letters and digits only: no template changes or splits it.
         self.sentinels.append(f"zqu{len(self.sentinels):08d}uqz")
         return self.sentinels[-1]

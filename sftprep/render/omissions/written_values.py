@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sftprep.core.types import function_of
 
 _MOST_WORK = 1 << 28
-"""The largest number of characters that are searched for JSON out of order; the other values are
-then not known to be written."""
+"""The largest product of values and characters that are searched; otherwise, values that are parts
+of pieces are not known to be written."""
 
 
 class WrittenValues:
@@ -19,30 +19,29 @@ class WrittenValues:
         text: The rendered text.
         pieces: The strings that it consists of.
         written_as_json: Values that the template converted to JSON, with the results.
+        others: A text with everything from which the text may have the same JSON by chance.
     """
 
     def __init__(
         self,
         text: str = "",
         pieces: Iterable[str] = (),
-        written_as_json: Iterable[tuple[Any, str]] = (),
+        written_as_json: Sequence[tuple[Any, str]] = (),
+        others: str = "",
     ) -> None:
         # A string that is written for one leaf is not written for another one, but everything in an
         # object or a list is written with it.
         self._strings = set(map(id, pieces))
         self._containers: set[int] = set()
         end = 0  # of the JSON found last: most templates write it in the order of its conversion
-        searches_left = 1 + _MOST_WORK // (1 + len(text))
+        is_searched = len(written_as_json) * (len(text) + len(others)) <= _MOST_WORK
         for value, json_text in written_as_json:
             is_written = id(json_text) in self._strings
-            if not is_written and searches_left:
+            if not is_written and is_searched and isinstance(value, dict | list):
+                # It may be a part of a piece.
                 start = text.find(json_text, end)
-                if start < 0:
-                    # Only these searches read the whole text.
-                    searches_left -= 1
-                    start = text.find(json_text)
-                if start >= 0:
-                    is_written, end = True, start + len(json_text)
+                is_written = start >= 0 and json_text not in others
+                end = start + len(json_text) if is_written else end
             if is_written:
                 (self._strings if isinstance(value, str) else self._containers).add(id(value))
 
