@@ -6,19 +6,22 @@ check:
 
 1. Every string and number that carries meaning is a `Leaf`: contents, reasoning, names and
    arguments of calls, tools, names of speakers. Booleans, null, roles and ids are not searched for.
-2. The leaves of a turn are searched for in the text after those of the turn before, in each
-   spelling that templates use (raw, JSON with its escapes, Python repr); system messages and tools
-   are searched for anywhere.
-3. A leaf that is short, that occurs more than once in the record, or that the template could write
-   by itself (it is in its source, or in another string of the record, such as a role) could be
-   found by chance. Such leaves are decided by a second rendering, in which every leaf is a unique
-   sentinel. Records of the same shape (roles, kinds of leaves, keys of arguments) share this
-   rendering.
-4. A template may leave out a value because of what it is. So the text must have as many occurrences
-   as the record has values, besides those within other values (`spellings.count_missing`).
+2. A second rendering, in which every leaf is a unique sentinel, shows what the template writes:
+   fixed text, with a slot for each leaf that it does not drop. Records of the same shape (roles,
+   keys, kinds of leaves) share this rendering. If a text is this fixed text with the leaves of its
+   record in the slots, the leaves without a slot are missing (`sentinels.py`).
+3. A text that does not fit depends on the values. Then the leaves of a turn are searched for after
+   those of the turn before, in each spelling that templates use (raw, JSON with its escapes, Python
+   repr); system messages and tools are searched for anywhere. What may be found by chance, because
+   it is short, or in the fixed text or another string of the record, is decided by the sentinels.
+   The text must have as many occurrences as the record has values, besides those in the fixed text
+   and within other values (`spellings.count_missing`).
+4. If the template refuses the sentinels, a leaf that may be found by chance is decided by a
+   rendering in which it alone is changed (`leaf_probe.py`).
 
 Cost: most records need no check, because all of their contents are among the rendered pieces
-(`written_contents.py`). The tests compare the check with sentinels that transformers renders.
+(`written_contents.py`, `written_values.py`). The tests compare the check with sentinels that
+transformers renders.
 """
 
 from __future__ import annotations
