@@ -194,12 +194,13 @@ def _is_read_whole(turn: Any) -> bool:
     """Return whether all keys of a turn are read, or cannot hold a text."""
     if type(turn) is not dict:
         return type(turn) is str
-    if any(turn.get(key) and type(turn[key]) is not str for key in _TEXT_KEYS):
+    has_text_keys = not turn.keys().isdisjoint(_TEXT_KEYS)
+    if has_text_keys and any(turn.get(k) and type(turn[k]) is not str for k in _TEXT_KEYS):
         return False
     if turn.get("tool_calls") and not _are_plain_calls(turn["tool_calls"]):
         return False
     if to_role(turn.get("role") or turn.get("from")) == TOOL_CALL:
-        return False
+        return turn.keys() == {"from", "value"} and _is_plain_call_text(turn["value"])
     content = turn.get("content")
     if type(content) is str or (content is None and turn.get("tool_calls")):
         return turn.keys() <= _READ_KEYS_OF_MESSAGES
@@ -215,6 +216,17 @@ def _are_plain_calls(calls: Any) -> bool:
         and function.keys() <= _KEYS_OF_CALLS
         for call in calls
     )
+
+
+def _is_plain_call_text(text: Any) -> bool:
+    """Return whether JSON text is a call, or a list of calls, with nothing else in it."""
+    if type(text) is not str:
+        return False
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return bool(value) and _are_plain_calls(value if type(value) is list else [value])
 
 
 def _values_read(message: Message) -> Iterator[Any]:

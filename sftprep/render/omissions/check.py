@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -182,8 +182,7 @@ class ConservationCheck:
         messages, tools, _ = conversation
         others = ""
         if written_as_json:
-            strings = (leaf for leaf in iter_leaves(messages) if isinstance(leaf, str))
-            others = "\0".join([self._source, *strings])
+            others = "\0".join([self._source, *_iter_strings(messages)])
         unproven = to_leaves(messages, tools, WrittenValues(text, pieces, written_as_json, others))
         if not unproven:
             return NO_OMISSIONS
@@ -292,6 +291,16 @@ _LeafId = tuple[str, int, str | int | float]
 
 def _identify(leaf: Leaf) -> _LeafId:
     return leaf.kind, leaf.turn, leaf.value
+
+
+def _iter_strings(messages: Sequence[Message]) -> Iterator[str]:
+    """Yield the strings of messages; of a message with two keys, the content is sufficient."""
+    for message in messages:
+        content = message.get("content")
+        if type(content) is str:
+            yield content
+        if len(message) > 2 or type(content) is not str:
+            yield from (leaf for leaf in iter_leaves(message) if isinstance(leaf, str))
 
 
 def _to_omissions(omitted: Sequence[Leaf], messages: Sequence[Message]) -> Omissions:
