@@ -13,6 +13,8 @@ from contextlib import suppress
 from itertools import chain
 from typing import Any
 
+import orjson
+
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.core.json_values import iter_leaves
 from sftprep.core.types import Example, Message, function_of
@@ -223,8 +225,8 @@ def _is_plain_call_text(text: Any) -> bool:
     if type(text) is not str:
         return False
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
         return False
     return bool(value) and _are_plain_calls(value if type(value) is list else [value])
 
