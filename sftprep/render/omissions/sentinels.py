@@ -1,4 +1,4 @@
-"""A copy of a conversation with sentinels in place of its leaves, and what a template writes of it.
+"""A copy of a conversation whose leaves are sentinels, and what a template writes of it.
 
 The rendering of the copy is fixed text with a slot for each sentinel. A record with the same shape
 (roles, keys, kinds of leaves) has the same fixed text and slots. So its leaves are those of the
