@@ -272,6 +272,9 @@ class BuildConfig:
                     entry,
                     split=self.evaluation.eval_split,
                     name=f"{entry.name} ({self.evaluation.eval_split})",
+                    # All evaluation records are used once.
+                    weight=None,
+                    repeat=1.0,
                 )
                 for entry in self.entries()
             )

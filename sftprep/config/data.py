@@ -12,6 +12,7 @@ from sftprep.config.validation import (
     EvalPacking,
     FormatName,
     Images,
+    MixBy,
     QualityChecks,
     SeriousOmission,
     TextUnit,
@@ -44,9 +45,9 @@ class SourceEntry:
     is used `repeat` times.
 
     Attributes:
-        weight: The share of the source in the records of the mixture, relative to the other
-            weights. The source with the fewest records for its weight is used completely, the
-            others in part.
+        weight: The share of the source in the mixture, relative to the other weights; `mix_by` says
+            of what. The source with the least for its weight is used completely, the others in
+            part.
         repeat: How often each record is used; for the fraction of it, a share of the records that
             is chosen by a seeded hash is used once more.
     """
@@ -227,6 +228,8 @@ class ReadConfig:
     """Remove keys whose value is null, at every depth; a row of a table has null for each key that
     only other rows have."""
 
+    mix_by: MixBy = "records"
+    """What the weights of the sources of a mixture count: records, tokens, or trained tokens."""
     quality_checks: QualityChecks = "auto"
     """What happens to conversations that are readable but look wrong (role order, empty turns, no
     assistant turn, a tool's answer without a call, special tokens or image placeholders in the
@@ -247,6 +250,7 @@ class ReadConfig:
     def __post_init__(self) -> None:
         check_limit(self.limit, setting("limit"))
         check_choice(setting("text_unit"), self.text_unit, TextUnit)
+        check_choice(setting("mix_by"), self.mix_by, MixBy)
         check_choice(setting("quality_checks"), self.quality_checks, QualityChecks)
         object.__setattr__(self, "allow_loss", to_strings(self.allow_loss))
         for kind in self.allow_loss:

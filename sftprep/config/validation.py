@@ -31,6 +31,7 @@ Layout = Literal["packs", "sequences"]
 OnBadRecord = Literal["error", "quarantine"]
 QualityChecks = Literal["auto", "keep", "reject"]
 Duplicates = Literal["keep", "drop"]
+MixBy = Literal["records", "tokens", "trained_tokens"]
 Reasoning = Literal["template", "keep", "expand", "drop"]
 YesNo = Literal["yes", "no"]
 SeriousOmission = Literal[

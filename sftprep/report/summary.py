@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from sftprep.errors import FlagNames, escape_control, format_count
 from sftprep.pipeline.build import BuildReport
 from sftprep.records.inspection.source_reading import SourceReading
 from sftprep.report.tokenizer_lines import tokenizer_lines
-from sftprep.shards.ledger import Ledger
+from sftprep.report.source_summary import share_lines, source_data, source_lines
 from sftprep.shards.length_advice import advise_length, length_warning
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.warning_kinds import data_warnings
@@ -19,7 +19,6 @@ from sftprep.shards.warning_kinds import data_warnings
 _Row = tuple[str, int, str]
 """A row of the table: its name, a number, and a note."""
 
-_MOST_SOURCES = 20
 _MOST_COLUMNS = 100
 
 
@@ -40,7 +39,8 @@ def summary_lines(report: BuildReport) -> list[str]:
         *_function_lines(manifest),
         *tokenizer_lines(manifest),
         *_mask_lines(manifest),
-        *_source_lines(manifest),
+        *source_lines(manifest),
+        *share_lines(manifest),
         *_warning_lines(manifest),
         *(f"warning: {warning}" for warning in length_warning(manifest, FlagNames())),
         *_evaluation_lines(report),
@@ -56,10 +56,8 @@ def summary_data(report: BuildReport) -> dict[str, Any]:
         "output": str(report.folder),
         "manifest_digest": manifest.digest,
         "accounting": dataclasses.asdict(manifest.accounting),
-        "sources": [
-            {"source": name, "accounting": dataclasses.asdict(ledger)}
-            for name, ledger in source_ledgers(manifest)
-        ],
+        "mix_by": manifest.config.get("mix_by", "records"),
+        "sources": source_data(manifest),
         "inputs": [dataclasses.asdict(info) for info in manifest.inputs],
         "reading": _reading_data(report),
         "evaluation": None if report.evaluation is None else _evaluation_data(report.evaluation),
@@ -80,42 +78,6 @@ def summary_data(report: BuildReport) -> dict[str, Any]:
         "reused_partitions": report.reused,
         "workers": report.workers,
     }
-
-
-def source_ledgers(manifest: Manifest) -> list[tuple[str, Ledger]]:
-    """Return the name and the ledger of each source, in order.
-
-    In a build of an older version, which stores no sources, each file is a source.
-    """
-    sums: dict[str, Counter[str]] = {}
-    for info in manifest.inputs:
-        sums.setdefault(info.source or info.path, Counter()).update(info.accounting.to_counts())
-    return [(name, Ledger.from_counts(counts)) for name, counts in sums.items()]
-
-
-def equations(ledger: Ledger) -> tuple[str, str]:
-    """Return the balances of records and tokens, as two equations.
-
-    Example:
-        "records 40 + repeated 8 = packed 45 + held out 3"
-    """
-    # Pairs, since a transform may name its reasons as it likes.
-    records = [
-        ("packed", ledger.sequences),
-        *((f"rejected ({reason})", number) for reason, number in ledger.rejected.items()),
-        *((f"dropped ({reason})", number) for reason, number in ledger.dropped.items()),
-        *ledger.left_out.items(),
-    ]
-    tokens = [
-        ("packed", ledger.tokens),
-        ("truncated", ledger.tokens_truncated),
-        *((f"dropped ({reason})", number) for reason, number in ledger.tokens_dropped.items()),
-        *ledger.tokens_left_out.items(),
-    ]
-    return (
-        f"{_sum('records', ledger.records, ledger.extra)} = {_terms(records)}",
-        f"{_sum('tokens', ledger.tokens_in, ledger.tokens_extra)} = {_terms(tokens)}",
-    )
 
 
 def manifest_line(manifest: Manifest) -> str:
@@ -295,22 +257,6 @@ def _mask_lines(manifest: Manifest) -> Iterator[str]:
         )
 
 
-def _source_lines(manifest: Manifest) -> list[str]:
-    """Return the balance of each source, if there are several or one has a limit."""
-    sources = source_ledgers(manifest)
-    limits = {info.source or info.path: info.limit for info in manifest.inputs}
-    if len(sources) < 2 and not any(limits.values()):
-        return []
-    lines = []
-    for name, ledger in sources[:_MOST_SOURCES]:
-        records, tokens = equations(ledger)
-        if ledger.records == limits[name]:
-            records += f" (limit {ledger.records:,}: the rest was not read)"
-        lines.append(f"{name}\n  {records}\n  {tokens}")
-    rest = len(sources) - len(lines)
-    return ["", *lines, *([f"... and {rest} more sources: see --json"] if rest else []), ""]
-
-
 def _warning_lines(manifest: Manifest) -> Iterator[str]:
     """Yield the warnings, and which records they count.
 
@@ -367,22 +313,6 @@ def _output_line(report: BuildReport) -> str:
         f" {format_count(report.workers, 'process', 'es')},"
         f" encoder {manifest.encoder.get('encoder', '')}{reused})"
     )
-
-
-def _terms(numbers: Iterable[tuple[str, int]]) -> str:
-    """Return the right side of an equation, without zero terms."""
-    terms = [
-        f"{name.replace('_', ' ')} {number:,}"
-        for name, number in numbers
-        if number or name == "packed"
-    ]
-    return " + ".join(terms)
-
-
-def _sum(name: str, number: int, extra: dict[str, int]) -> str:
-    """Return the left side of an equation."""
-    added = (f"{reason.replace('_', ' ')} {count:,}" for reason, count in extra.items())
-    return " + ".join([f"{name} {number:,}", *added])
 
 
 def _percent(part: int, whole: int) -> str:

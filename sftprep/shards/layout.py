@@ -137,6 +137,11 @@ def hash_name(key: str) -> str:
     return f"hashes-{key}.npy"
 
 
+def sizes_name(key: str) -> str:
+    """Return the name of the sizes of the usable records of a group in the work folder."""
+    return f"sizes-{key}.npy"
+
+
 def raw_rejected_name(key: str) -> str:
     """Return the name of the rejected records of a receipt in the work folder.
 

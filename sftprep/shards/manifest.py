@@ -57,11 +57,13 @@ class SourceInfo:
     """A source of a build: an entry of a mixture, or an input."""
 
     name: str
-    weight: float | None  # its share of the records, relative to the other sources with a weight
+    weight: float | None  # its share of what `mix_by` says, relative to the other sources
     records: int  # that were read
     sequences: int  # that were packed, and their tokens
     tokens: int
     trained_tokens: int
+    # The share of the build in its sequences, tokens and trained tokens, by name, in percent.
+    shares: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

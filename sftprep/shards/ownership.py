@@ -254,7 +254,10 @@ _TESTS: tuple[tuple[re.Pattern[str], Callable[[Path], bool]], ...] = (
     (re.compile(rf"{SPILL_PATTERN}|{HELD_OUT_PATTERN}"), _is_spill),
     (re.compile(RECEIPT_PATTERN), _starts_with(RECEIPT_FIELD)),
     (re.compile(r"rejected-[0-9a-f]{40}\.jsonl"), _is_rejected),
-    (re.compile(r"hashes-[0-9a-f]{40}\.npy|duplicates-[0-9a-f]{40}-\d{5,}\.npy"), _is_array),
+    (
+        re.compile(r"(hashes|sizes)-[0-9a-f]{40}\.npy|duplicates-[0-9a-f]{40}-\d{5,}\.npy"),
+        _is_array,
+    ),
     (re.compile(rf"({EVAL_FOLDER}/)?{SHARD_FOLDER}/{SHARD_PATTERN}"), is_shard),
     (re.compile(rf"{SHARD_FOLDER}/{SHARD_PATTERN}{re.escape(SENT_SUFFIX)}"), _is_sent_digest),
 )

@@ -14,7 +14,7 @@ from sftprep import BuildConfig, build, read_manifest
 from sftprep.cli import main
 from sftprep.config import SourceEntry
 from sftprep.errors import ConfigError, EmptyInput, RecordError
-from sftprep.report.summary import source_ledgers
+from sftprep.report.source_summary import source_ledgers
 from tests.pipeline.builds import check_accounting, content, origins, texts
 from tests.sources.test_kinds import WRITERS
 

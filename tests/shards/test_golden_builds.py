@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sftprep import open_shards, read_manifest, verify
-from sftprep.report.summary import source_ledgers
+from sftprep.report.source_summary import source_ledgers
 from sftprep.shards.length_advice import advise_length
 from sftprep.shards.reading.shards import Shards
 

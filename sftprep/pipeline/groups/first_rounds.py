@@ -6,8 +6,10 @@ interrupted continues, and other processes use its results.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
-from numpy.typing import NDArray
 
 from sftprep.core.hashing import digest
 from sftprep.pipeline.executors.base import Executor
@@ -18,35 +20,64 @@ from sftprep.pipeline.groups.receipts import check_marks, receipt_key
 from sftprep.pipeline.groups.run import OnBytes, tokenize_group
 from sftprep.pipeline.groups.selection import SequenceTable, UsableSequences
 from sftprep.pipeline.groups.task import GroupTask
-from sftprep.shards.layout import hash_name, receipt_name
+from sftprep.pipeline.mixture.quotas import Quota, share_copies, share_sizes
+from sftprep.pipeline.mixture.sized_records import SizedRecords, is_sizes_file
+from sftprep.shards.layout import hash_name, receipt_name, sizes_name
 
 
-def count_usable(task: GroupTask, executor: Executor, on_bytes: OnBytes) -> NDArray[np.int64]:
-    """Return the number of usable records of each source in a group: int64 [sources].
+def count_usable(task: GroupTask, executor: Executor, on_bytes: OnBytes) -> None:
+    """Write what the shares of a mixture depend on: the usable records of a group, by source.
 
-    Nothing is done if the counts are known. The spills of the group are written, so that its next
-    round does not tokenize again.
+    By records, it is their number; by tokens, their sizes. Nothing is done if it is known. The
+    spills of the group are written, so that its next round does not tokenize again.
     """
-    counts = find_counts(task)
-    if counts is None:
-        parts = tokenize_group(task, executor, on_bytes)
-        counts = UsableSequences.find(parts, task).count_records(task)
-        check_marks(task)
-        write_values(task.settings.work / _count_name(task), {"usable": counts.tolist()})
-    return counts
+    if has_counts(task):
+        return
+    parts = tokenize_group(task, executor, on_bytes)
+    usable = UsableSequences.find(parts, task)
+    check_marks(task)
+    path = task.settings.work / _counts_name(task)
+    if _mixes_by_records(task):
+        write_values(path, {"usable": usable.count_records(task).tolist()})
+    else:
+        usable.measure_records(task).write(path)
 
 
-def find_counts(task: GroupTask) -> NDArray[np.int64] | None:
-    """Return the counts that `count_usable` wrote, in this build or an earlier one."""
-    name = _count_name(task)
-    values = read_values(task.settings.work / name)
-    if values is None and restore_file(name, task.settings.work):
-        values = read_values(task.settings.work / name)
-    return None if values is None else np.array(values["usable"], np.int64)
+def has_counts(task: GroupTask) -> bool:
+    """Return whether `count_usable` wrote its result, in this build or an earlier one."""
+    name, work = _counts_name(task), task.settings.work
+    return _is_complete(task) or (restore_file(name, work) and _is_complete(task))
 
 
-def _count_name(task: GroupTask) -> str:
-    return receipt_name(digest("usable records", receipt_key(task))[:40])
+def share_groups(tasks: Sequence[GroupTask]) -> list[tuple[Quota, ...]]:
+    """Return the quotas of each group of a build, from the results of `count_usable`.
+
+    Raises:
+        EmptyInput: A source with a weight has no usable record.
+    """
+    entries = tasks[0].settings.entries
+    paths = [task.settings.work / _counts_name(task) for task in tasks]
+    if not _mixes_by_records(tasks[0]):
+        return share_sizes(entries, [partial(SizedRecords.read, path) for path in paths])
+    counts = [values["usable"] for path in paths if (values := read_values(path)) is not None]
+    return share_copies(entries, np.array(counts, np.int64))
+
+
+def _is_complete(task: GroupTask) -> bool:
+    path = task.settings.work / _counts_name(task)
+    if _mixes_by_records(task):
+        return read_values(path) is not None
+    return is_sizes_file(path, len(task.settings.entries))
+
+
+def _mixes_by_records(task: GroupTask) -> bool:
+    return task.settings.config.read.mix_by == "records"
+
+
+def _counts_name(task: GroupTask) -> str:
+    mix_by = task.settings.config.read.mix_by
+    key = digest("usable records", mix_by, receipt_key(task))[:40]
+    return receipt_name(key) if _mixes_by_records(task) else sizes_name(key)
 
 
 def hash_records(task: GroupTask, executor: Executor, on_bytes: OnBytes) -> None:

@@ -20,7 +20,7 @@ from sftprep.config.cache_location import cache_dir
 from sftprep.core.atomic_write import write_bytes
 from sftprep.core.disk_cache import write_whole
 from sftprep.pipeline.groups.receipt_files import read_receipt
-from sftprep.shards.layout import hash_name, receipt_name
+from sftprep.shards.layout import hash_name, receipt_name, sizes_name
 
 _LARGEST_FILE = 64 << 20
 RECEIPTS_FOLDER = "receipts"
@@ -29,13 +29,14 @@ RECEIPTS_BYTES = 1 << 30
 
 
 def keep_results(work: Path, *, without: Container[str]) -> None:
-    """Copy receipts, what they need, and hashes to the cache, except what is too large for it.
+    """Copy receipts, what they need, hashes and sizes to the cache, except what is too large.
 
     Args:
         work: The work folder of a build that is about to be committed.
         without: The keys of receipts that no later build looks for.
     """
-    for path in [*work.glob(hash_name("*")), *work.glob(receipt_name("*"))]:
+    names = (hash_name("*"), sizes_name("*"), receipt_name("*"))
+    for path in [path for name in names for path in work.glob(name)]:
         receipt = read_receipt(path) if path.suffix == ".json" else None
         if receipt is not None and receipt.key in without:
             continue

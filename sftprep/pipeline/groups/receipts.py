@@ -72,7 +72,8 @@ def receipt_key(task: GroupTask, parents: Sequence[str] = ()) -> str:
     only = None
     if task.is_only:
         # Such a group also decides what other builds decide for all of their groups.
-        only = [config.output.max_rejected, [(e.repeat, e.weight) for e in settings.entries]]
+        weights = [(entry.repeat, entry.weight) for entry in settings.entries]
+        only = [config.output.max_rejected, config.read.mix_by, weights]
     return digest(
         (_VERSION, FORMAT_VERSION, find_versions()),
         [_describe_input(each) for each in task.inputs],

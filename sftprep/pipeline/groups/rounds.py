@@ -12,20 +12,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-import numpy as np
-
 from sftprep.errors import RecordError
 from sftprep.pipeline.executors.base import Executor, map_checked
 from sftprep.pipeline.executors.local import InProcess
 from sftprep.pipeline.groups.duplicates import find_duplicates_across
 from sftprep.pipeline.groups.first_rounds import (
     count_usable,
-    find_counts,
+    has_counts,
     has_hashes,
     hash_records,
+    share_groups,
 )
 from sftprep.pipeline.groups.kept_spills import remove_spills
-from sftprep.pipeline.groups.quotas import share_copies
 from sftprep.pipeline.groups.receipts import receipt_key
 from sftprep.pipeline.groups.run import run_group
 from sftprep.pipeline.groups.task import GroupDone, GroupTask
@@ -116,15 +114,12 @@ def run_rounds(
         ]
     if _shares_copies(tasks):
         _run(_count_usable, filter(is_own, training), executor, progress)
-        counts = [find_counts(task) for task in training]
-        missing = [n for n, usable in enumerate(counts) if usable is None]
+        missing = [task.number for task in training if not has_counts(task)]
         if missing:
             return Rounds(tasks, {}, tuple(missing))
-        usable = np.stack([usable for usable in counts if usable is not None])
-        quotas = share_copies(training[0].settings.entries, usable)
         training = [
             dataclasses.replace(task, quotas=of_group)
-            for task, of_group in zip(training, quotas, strict=True)
+            for task, of_group in zip(training, share_groups(training), strict=True)
         ]
     tasks = training + evaluation
     own = [*filter(is_own, tasks)]
@@ -168,10 +163,8 @@ def _hash_records(task: GroupTask, executor: Executor, progress: GroupProgress) 
     hash_records(task, executor, progress.add_bytes)
 
 
-def _count_usable(
-    task: GroupTask, executor: Executor, progress: GroupProgress
-) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    return count_usable(task, executor, progress.add_bytes)
+def _count_usable(task: GroupTask, executor: Executor, progress: GroupProgress) -> None:
+    count_usable(task, executor, progress.add_bytes)
 
 
 def _run_group(task: GroupTask, executor: Executor, progress: GroupProgress) -> GroupDone:

@@ -23,12 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.config.build import BuildConfig, SourceEntry
-from sftprep.core.hashing import hash64_array
 from sftprep.core.types import Rejected
 from sftprep.errors import EmptyInput, setting
 from sftprep.pipeline.groups.duplicates import read_duplicates
-from sftprep.pipeline.groups.quotas import share_copies
-from sftprep.pipeline.groups.task import GroupTask, Quota
+from sftprep.pipeline.groups.task import GroupTask
+from sftprep.pipeline.mixture.quotas import Quota, share_copies, share_sizes
+from sftprep.pipeline.mixture.sized_records import SizedRecords
+from sftprep.pipeline.mixture.usable_records import UsableRecords
 from sftprep.pipeline.passes.sequence_stats import StatsRequest
 from sftprep.records.transform import merge_rare_reasons
 from sftprep.shards.ledger import Ledger
@@ -95,10 +96,7 @@ def select_sequences(parts: list[PartitionResult], task: GroupTask) -> list[Buil
         left_out = {**duplicates, "in_training": ~held_out & ~_union(duplicates, held_out)}
         ledgers = _count_selected(table, task, left_out, np.zeros_like(held_out), held_out)
         splits.append(BuildSplit(True, parts, ledgers, np.flatnonzero(held_out)))
-    quotas = task.quotas
-    if quotas is None:
-        (quotas,) = share_copies(task.settings.entries, usable.count_records(task)[None])
-    split = _take_copies(usable, task, quotas)
+    split = _take_copies(usable, task, task.quotas or _decide_quotas(usable, task))
     return [*splits, replace(split, duplicates=_duplicate_records(table, duplicates))]
 
 
@@ -142,12 +140,19 @@ class UsableSequences:
         """The sequences that training does not use: bool [n]."""
         return self.held_out | _union(self.duplicates, self.held_out)
 
+    def records(self) -> UsableRecords:
+        """Return the records of the sequences."""
+        return UsableRecords.of_sequences(self.table.record, self.table.entry, self.excluded)
+
     def count_records(self, task: GroupTask) -> NDArray[np.int64]:
         """Return the number of usable records of each source: int64 [sources]."""
-        usable = ~self.excluded
-        _, first = np.unique(self.table.record[usable], return_index=True)
-        entries = self.table.entry[usable][first]
-        return np.bincount(entries, minlength=len(task.settings.entries)).astype(np.int64)
+        return self.records().count(len(task.settings.entries))
+
+    def measure_records(self, task: GroupTask) -> SizedRecords:
+        """Return the usable records of each source with what the weights count of them."""
+        config, table = task.settings.config, self.table
+        sizes = table.targets if config.read.mix_by == "trained_tokens" else table.lengths
+        return self.records().measure(sizes, len(task.settings.entries), config.pack.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,10 +286,17 @@ def _check_held_out(table: SequenceTable, held_out: NDArray[np.bool_], config: B
 # --- 3. copies of the other records ---------------------------------------------------------------
 
 
+def _decide_quotas(usable: UsableSequences, task: GroupTask) -> Sequence[Quota]:
+    """Return the quota of each source, from the records of the group alone."""
+    if task.settings.config.read.mix_by == "records":
+        return share_copies(task.settings.entries, usable.count_records(task)[None])[0]
+    records = usable.measure_records(task)
+    return share_sizes(task.settings.entries, [lambda: records])[0]
+
+
 def _take_copies(usable: UsableSequences, task: GroupTask, quotas: Sequence[Quota]) -> BuildSplit:
     table, excluded = usable.table, usable.excluded
-    seed = task.settings.config.pack.seed
-    copies = np.where(excluded, 0, _count_copies(table, excluded, quotas, seed))
+    copies = usable.records().count_copies(quotas, task.settings.config.pack.seed)
     # All sequences once, then those with a second copy, and so on: this keeps the copies of a
     # record apart.
     rounds = [np.flatnonzero(copies > done) for done in range(int(copies.max(initial=0)))]
@@ -296,39 +308,6 @@ def _take_copies(usable: UsableSequences, task: GroupTask, quotas: Sequence[Quot
     extra = np.maximum(copies - 1, 0)
     ledgers = _count_selected(table, task, left_out, extra, copies)
     return BuildSplit(False, table.parts, ledgers, _concatenate(rounds, np.int64))
-
-
-def _count_copies(
-    table: SequenceTable, excluded: NDArray[np.bool_], quotas: Sequence[Quota], seed: int
-) -> NDArray[np.int64]:
-    """Return the number of copies of each sequence: int64 [n].
-
-    It is that of the record of the sequence.
-
-    Args:
-        table: The sequences.
-        excluded: bool [n]; sequences that are not in the build.
-        quotas: The quota of each source.
-        seed: The seed that selects the records with one copy more than others.
-    """
-    # 1. The usable records of each source.
-    records, record_of = np.unique(table.record, return_inverse=True)
-    entry = np.zeros(len(records), dtype=np.int64)
-    entry[record_of] = table.entry
-    usable = np.ones(len(records), dtype=np.bool_)
-    usable[record_of] = ~excluded
-    # 2. The copies of each source, and from them, those of each record.
-    copies = np.zeros(len(records), dtype=np.int64)
-    for number, quota in enumerate(quotas):
-        indices = np.flatnonzero(usable & (entry == number))
-        copies[indices] = quota.copies
-        if quota.extra:
-            # Selected by a hash of the position in the source, so that the content of other sources
-            # does not matter.
-            keys = hash64_array(records[indices] - records[indices[0]], seed)
-            copies[indices[np.argsort(keys, kind="stable")[: quota.extra]]] += 1
-    # 3. Back to sequences.
-    return copies[record_of]
 
 
 # --- ledgers --------------------------------------------------------------------------------------

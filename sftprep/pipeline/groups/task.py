@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftprep.config.build import BuildConfig, SourceEntry
+from sftprep.pipeline.mixture.quotas import Quota
 from sftprep.pipeline.passes.overlong import LengthLimit
 from sftprep.pipeline.passes.sequence_stats import StatsRequest
 from sftprep.pipeline.passes.tokenize_pass import PartitionResult
@@ -70,19 +71,6 @@ class GroupSettings:
     work: Path
     is_far: bool = False
     removes_spills: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Quota:
-    """How often a group uses the records of a source.
-
-    Attributes:
-        copies: The copies of each usable record.
-        extra: The number of records with one copy more.
-    """
-
-    copies: int
-    extra: int
 
 
 @dataclass(frozen=True, slots=True)

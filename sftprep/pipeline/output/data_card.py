@@ -173,21 +173,20 @@ def _describe_loading(splits: Mapping[str, Manifest]) -> Iterator[str]:
 
 def _describe_sources(manifest: Manifest) -> Iterator[str]:
     yield from ("## Sources", "")
-    total = max(1, sum(source.tokens for source in manifest.sources))
+    counted = ("sequences", "tokens", "trained_tokens")
     rows = [
         [
             _code(source.name),
             "" if source.weight is None else f"{source.weight:g}",
             f"{source.records:,}",
-            f"{source.sequences:,}",
-            f"{source.tokens:,}",
-            f"{source.tokens / total:.2%}",
-            f"{source.trained_tokens:,}",
+            *(f"{getattr(source, name):,} ({source.shares[name]:.2f} %)" for name in counted),
         ]
         for source in manifest.sources[:_LISTED_ITEMS]
     ]
-    header = ["source", "weight", "records", "sequences", "tokens", "share", "trained tokens"]
-    yield from _table(header, rows)
+    is_weighted = any(source.weight is not None for source in manifest.sources)
+    mix_by = manifest.config.get("mix_by", "records").replace("_", " ")
+    weight = f"weight (by {mix_by})" if is_weighted else "weight"
+    yield from _table(["source", weight, "records", "sequences", "tokens", "trained tokens"], rows)
     rest = len(manifest.sources) - len(rows)
     if rest:
         yield from (f"{rest:,} more sources are in `manifest.json`.", "")

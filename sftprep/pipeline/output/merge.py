@@ -32,6 +32,7 @@ from sftprep.version import __version__
 _LISTS = ("inputs", "sources", "eval_input")
 _OF_INPUTS = (
     *("split", "eval_split", "config_name", "revision", "limit", "text_unit", "strip_nulls"),
+    "mix_by",
     # They say how something is found or run, and not what it is.
     *("format", "tokenizer", "chat_template", "encoder", "template_backend"),
 )
@@ -162,10 +163,11 @@ def _merge_into(output: OutputFolder, builds: Sequence[Manifest], *, evaluation:
     staging = output.staging(evaluation=evaluation)
     final = output.root / EVAL_FOLDER if evaluation else output.root
     weights: dict[str, float | None] = {}
+    is_comparable = len({build.config.get("mix_by") for build in builds}) == 1
     for source in (source for build in builds for source in build.sources):
         is_new = source.name not in weights
         # Shares of one source in several mixtures are none in all.
-        weights[source.name] = source.weight if is_new else None
+        weights[source.name] = source.weight if is_new and is_comparable else None
     totals = Totals(weights)
     for build in builds:
         for number, entry in enumerate(build.groups):

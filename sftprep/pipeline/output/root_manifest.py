@@ -207,16 +207,17 @@ class Totals:
 
     def sources(self) -> tuple[SourceInfo, ...]:
         """Return the sources with their shares, without those of which nothing was read."""
+        names = ("sequences", "tokens", "trained_tokens")
+        totals = {name: max(1, self.counts[name]) for name in names}
         return tuple(
             SourceInfo(
-                name=name,
+                name=source,
                 weight=weight,
                 records=counts["records"],
-                sequences=counts["sequences"],
-                tokens=counts["tokens"],
-                trained_tokens=counts["trained_tokens"],
+                **{name: counts[name] for name in names},
+                shares={name: round(100 * counts[name] / totals[name], 2) for name in names},
             )
-            for name, (weight, counts) in self._sources.items()
+            for source, (weight, counts) in self._sources.items()
             if counts["lines"]
         )
 

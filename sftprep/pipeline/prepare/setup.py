@@ -128,6 +128,7 @@ def prepare_reading(
     """
     _check_required(config, has_data=bool(data or eval_data), needs_output=False)
     inputs, entries = find_inputs(config, data, eval_data)
+    _check_has_weights(config, entries)
     settings = manifest_settings(config, [each.source.name for each in inputs])
     # Checked before the inputs are opened, which takes long if there are many of them.
     check_manifest_size({"config": settings})
@@ -317,6 +318,18 @@ def _check_required(config: BuildConfig, *, has_data: bool, needs_output: bool) 
         verb = "is" if len(remedies) == 1 else "are"
         what = f"no {' and no '.join(remedies)} {verb} specified"
         raise ConfigError(what, remedy="; ".join(remedies.values()))
+
+
+def _check_has_weights(config: BuildConfig, entries: Sequence[SourceEntry]) -> None:
+    mix_by = config.read.mix_by
+    if mix_by != "records" and all(entry.weight is None for entry in entries):
+        raise ConfigError(
+            f"{setting('mix_by', mix_by)} is specified, but no source has a weight",
+            remedy=[
+                "specify the sources with their weights in a config file",
+                f"leave out {setting('mix_by')}",
+            ],
+        )
 
 
 def _check_has_tokenizer(config: BuildConfig) -> None:

@@ -1,0 +1,1 @@
+"""The shares of the sources of a mixture."""
