@@ -35,7 +35,7 @@ from sftprep.shards.reading.pack import Pack
 from sftprep.shards.schema import position_dtype
 from sftprep.shards.writer import make_position_ids
 from sftprep.stream.sources.base import Block, Cursor, LineGroup, Reader, retry_with_backoff
-from sftprep.stream.sources.mixture import merge_batches
+from sftprep.stream.sources.merged_batches import merge_batches
 
 LaneState = dict[str, Any]
 """JSON with the keys `taken` (packs that were drawn), `ended`, and `window` (the snapshot before
@@ -286,7 +286,7 @@ class Lane:
         self.counts.update(f"rejected.{rejected.reason}" for rejected in batch.rejected)
         add_counts(self.counts, self.first_origins, batch, block.origins)
         self.on_batch(block, batch)
-        self._next_cursor = block.next_cursor
+        self._next_cursor = block.cursor_after(batch)
         sequences = len(batch.offsets) - 1
         if sequences:
             self._blocks[self._serial] = _ActiveBlock(cursor, batch, block.origins, sequences)

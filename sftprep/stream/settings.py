@@ -50,6 +50,12 @@ def stream_config(
                 f"{setting(name)} is only supported by builds, which know all of their records",
                 remedy=f"leave out {setting(name)}, or build shards",
             )
+    if config.read.mix_by != "records":
+        raise ConfigError(
+            f"{setting('mix_by', config.read.mix_by)} counts the weights of sources in a config"
+            " file, which are only supported by builds",
+            remedy='pass a mixture to the stream: Mixture(sources, weights, mix_by="tokens")',
+        )
     if config.pack.packing not in ("bfd", "none"):
         raise ConfigError(
             f"{setting('packing', config.pack.packing)} is not supported by streams",

@@ -17,7 +17,8 @@ from sftprep.errors import ConfigError
 from sftprep.stream import Mixture, PackedStream
 from sftprep.stream.sources.base import LaneAssignment
 from sftprep.stream.sources.line_files import LineFiles
-from sftprep.stream.sources.mixture import OpenedMixture, merge_batches
+from sftprep.stream.sources.merged_batches import merge_batches
+from sftprep.stream.sources.mixture import OpenedMixture
 from sftprep.stream.sources.open import SequenceLines
 from sftprep.stream.sources.sequential import Rows
 from tests.stream.plain_packs import plain, plains, rows

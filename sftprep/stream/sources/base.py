@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.config.user_functions import LoadedFunction
+from sftprep.core.types import TokenBatch
 from sftprep.errors import SftprepError, SourceError, setting
 from sftprep.shards.schema import ORIGIN_BITS
 
@@ -62,11 +63,21 @@ class Block:
         groups: The lines, one group per format.
         origins: int64 [lines], the origin of each line; see `PART_BITS`.
         next_cursor: The cursor of the next block of the lane.
+        count: Returns this cursor for the sequences of the block, if it depends on them.
     """
 
     groups: tuple[LineGroup, ...]
     origins: NDArray[np.int64]
     next_cursor: Cursor
+    count: Callable[[TokenBatch], Cursor] | None = None
+
+    def cursor_after(self, batch: TokenBatch) -> Cursor:
+        """Return the cursor of the next block of the lane.
+
+        Args:
+            batch: The sequences of this block.
+        """
+        return self.next_cursor if self.count is None else self.count(batch)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,23 +2,27 @@
 
 In each lane, the source that is furthest behind its share provides the next record:
 
-1. The progress of source k is (records taken from it + phase) / weight; the source with the least
-   progress is next. The phase, from 0 to 1, differs between lanes and sources, so that rounding
-   does not add up over the lanes.
+1. The progress of source k is (amount taken from it + phase * amount of its next record) / weight;
+   the source with the least progress is next. The phase, from 0 to 1, differs between lanes and
+   sources, so that rounding does not add up over the lanes.
 2. Records are taken until a block is full. They are grouped by format and transform, since the
    tokenizing step reads one kind at a time; the positions in the block restore their order
    afterwards.
-3. The cursor of a lane is its position in each source.
+3. The cursor of a lane is its position in each source, and the amount taken from it.
 
-Of two sources, each is less than one record away from its share after every record of a lane; of n
-sources, less than n - 1 records.
+By records, every record has the amount 1: of two sources, each is less than one record away from
+its share after every record of a lane; of n sources, less than n - 1 records.
+
+By tokens, the amount of a record is known only when its block has been tokenized. Within a block,
+it is estimated by the bytes of the record and the tokens per byte of the source so far in the lane.
+The cursor after the block has the amounts that were counted, so the next block corrects what the
+estimates have missed: the difference from the share never exceeds what one block has missed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -27,8 +31,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.config.user_functions import LoadedFunction, to_function_setting
-from sftprep.core.ragged import to_offsets
-from sftprep.core.types import Rejected, TokenBatch
+from sftprep.config.validation import MixBy, check_choice
+from sftprep.core.mask_arrays import find_targets
+from sftprep.core.types import TokenBatch
 from sftprep.errors import ConfigError, setting
 from sftprep.stream.sources.base import Block, Cursor, LaneAssignment, LineGroup, Reader, Source
 from sftprep.stream.sources.chained import source_of_origin
@@ -40,10 +45,13 @@ _BLOCK_RECORDS, _BLOCK_BYTES = 256, 256 * 1024
 
 _GOLDEN_RATIO = 0.6180339887498949
 
+_TOKENS_PER_BYTE = 0.25
+"""The estimate for a lane before its first block has been tokenized."""
+
 
 @dataclass(frozen=True)
 class Mixture:
-    """Several sources in parallel, each with its share of the records of every lane.
+    """Several sources in parallel, each with its share of every lane.
 
     Args:
         sources: Any inputs that a stream can read.
@@ -52,6 +60,7 @@ class Mixture:
             "first": a lane ends with the first source that ends in it, and is empty if a source
             has no record for it.
         transforms: The `transform` of each source; None for that of the stream.
+        mix_by: What the shares are of: "records", "tokens" or "trained_tokens".
 
     Example:
         Mixture(["chats.jsonl", "code.jsonl"], weights=[3, 1])
@@ -61,6 +70,7 @@ class Mixture:
     weights: Sequence[float]
     stop: Stop = "all"
     transforms: Sequence[Any] = ()
+    mix_by: MixBy = "records"
 
     def __post_init__(self) -> None:
         transforms = tuple(to_function_setting(f, setting("transform")) for f in self.transforms)
@@ -81,6 +91,17 @@ class Mixture:
             )
         if self.stop not in ("all", "first"):
             raise ConfigError(f"stop is {self.stop!r}", remedy="choose one of: all, first")
+        check_choice(setting("mix_by"), self.mix_by, MixBy)
+        inner = [source for source in self.sources if isinstance(source, Mixture)]
+        if any(source.mix_by != "records" for source in inner):
+            raise ConfigError(
+                "a mixture by tokens cannot be a source of another mixture, which takes its records"
+                " before they are tokenized",
+                remedy=[
+                    "make one mixture of all sources",
+                    f"use {setting('mix_by', 'records')} for the inner one",
+                ],
+            )
 
 
 @dataclass(frozen=True)
@@ -88,7 +109,7 @@ class OpenedMixture:
     """A mixture with its inputs resolved to sources.
 
     Attributes:
-        sources, weights, stop: See `Mixture`.
+        sources, weights, stop, mix_by: See `Mixture`.
         first_parts: The number of the first part of each source.
         transforms: The transform of each source, None for that of the stream.
         keys: What distinguishes the records of each source, if some have a transform of their own.
@@ -100,6 +121,7 @@ class OpenedMixture:
     first_parts: tuple[int, ...] = field(default=())
     transforms: tuple[LoadedFunction | None, ...] = field(default=())
     keys: tuple[str, ...] = field(default=())
+    mix_by: MixBy = "records"
 
     @property
     def identity(self) -> Any:
@@ -108,7 +130,7 @@ class OpenedMixture:
             [source.identity for source in self.sources],
             list(self.weights),
             self.stop,
-            "by records",
+            f"by {self.mix_by}",
             *self.keys,
         ]
 
@@ -119,63 +141,6 @@ class OpenedMixture:
     def locate(self, origin: int) -> tuple[str, int]:
         """Return what the source of an origin returns."""
         return source_of_origin(self.sources, self.first_parts, origin).locate(origin)
-
-
-def merge_batches(
-    batches: Sequence[TokenBatch], positions: Sequence[NDArray[np.int64]]
-) -> TokenBatch:
-    """Merge the groups of a block to one batch, in the order of their records.
-
-    Args:
-        batches: The sequences of each group.
-        positions: int64 [lines] for each group, the index of each of its lines in the block.
-
-    Example:
-        Groups with the lines 0, 1, 3 and with line 2 give a batch with the lines 0, 1, 2, 3.
-    """
-    counts: Counter[str] = Counter()
-    for batch in batches:
-        counts.update(batch.counts)
-    # Concatenate the batches, then sort the sequences by their line in the block.
-    line_of = np.concatenate(
-        [lines[batch.line_of] for batch, lines in zip(batches, positions, strict=True)]
-    )
-    lengths = np.concatenate([batch.lengths for batch in batches])
-    joined = TokenBatch(
-        np.concatenate([batch.input_ids for batch in batches]),
-        to_offsets(lengths),
-        np.concatenate([batch.completion_mask for batch in batches]),
-        line_of,
-        loss_weights=_concatenate_weights(batches),
-    )
-    order = np.argsort(line_of, kind="stable")
-    merged = joined.gather(order, lengths[order])
-    merged.counts = dict(counts)
-    rejected = [
-        Rejected(int(lines[r.line]), r.column, r.reason, r.message, r.excerpt)
-        for batch, lines in zip(batches, positions, strict=True)
-        for r in batch.rejected
-    ]
-    merged.rejected = sorted(rejected, key=lambda r: r.line)
-    for batch, lines in zip(batches, positions, strict=True):
-        for name, line in batch.first_lines.items():
-            first = int(lines[line])
-            merged.first_lines[name] = min(first, merged.first_lines.get(name, first))
-    return merged
-
-
-def _concatenate_weights(batches: Sequence[TokenBatch]) -> NDArray[np.float32] | None:
-    """Return the weight of every token, or None if no batch has weights."""
-    if all(batch.loss_weights is None for batch in batches):
-        return None
-    return np.concatenate(
-        [
-            np.ones(len(batch.input_ids), np.float32)
-            if batch.loss_weights is None
-            else batch.loss_weights
-            for batch in batches
-        ]
-    )
 
 
 class _Line(NamedTuple):
@@ -198,12 +163,14 @@ class _SourceBlock:
 
 @dataclass(slots=True)
 class _Position:
-    """The position of a lane in one source; a list of the four values in a cursor."""
+    """The position of a lane in one source; a list of the values in a cursor."""
 
     cursor: Cursor = None  # of the current block
     line: int = 0  # number of lines that were taken from that block
     num_taken: int = 0  # number of records that were taken in all
     ended: int = 0  # 1 if the source has ended
+    amount: int = 0  # number of tokens of the blocks before this one, if they are counted
+    size: int = 0  # the bytes of the lines with these tokens
 
 
 class _MixtureReader:
@@ -248,11 +215,18 @@ class _MixtureReader:
     def read(self, lane: int, cursor: Cursor) -> Block | None:
         positions = self._parse(cursor)
         blocks = [self._current_block(lane, k, position) for k, position in enumerate(positions)]
+        rates = self._estimate_rates(positions)
+        amounts = [float(at.num_taken if rates is None else at.amount) for at in positions]
         lines: list[_Line] = []
         origins: list[int] = []
-        size = 0
-        while len(lines) < _BLOCK_RECORDS and size < _BLOCK_BYTES:
-            k = self._next_source(lane, positions)
+        taken_from: list[int] = []  # the source of each line
+        sizes = [0] * len(blocks)  # the bytes of the lines from each source
+        while len(lines) < _BLOCK_RECORDS and sum(sizes) < _BLOCK_BYTES:
+            following = [
+                None if block is None else _estimate_amount(block.lines[position.line], rates, k)
+                for k, (block, position) in enumerate(zip(blocks, positions, strict=True))
+            ]
+            k = self._next_source(lane, amounts, following)
             if k is None:
                 break
             position, block = positions[k], blocks[k]
@@ -260,40 +234,88 @@ class _MixtureReader:
             line = block.lines[position.line]
             lines.append(line)
             origins.append(int(block.origins[position.line]))
-            size += len(line.data)
+            taken_from.append(k)
+            sizes[k] += len(line.data)
             position.line += 1
-            position.num_taken += not line.is_whitespace  # which is not a record
+            if not line.is_whitespace:  # which is not a record
+                position.num_taken += 1
+                amounts[k] += following[k] or 0.0
             if position.line == len(block.lines):
                 blocks[k] = self._current_block(lane, k, position)
         if not lines:
             return None
         self._blocks[lane] = [[block] if block is not None else [] for block in blocks]
         after = [[at.cursor, at.line, at.num_taken, at.ended] for at in positions]
-        return Block(_group_by_kind(lines), np.array(origins, np.int64), after)
+        mixed = Block(_group_by_kind(lines), np.array(origins, np.int64), after)
+        if rates is None:
+            return mixed
+
+        def count(batch: TokenBatch) -> Cursor:
+            counted = self._count_amounts(batch, taken_from)
+            return [
+                [*values, at.amount + amount, at.size + size]
+                for values, at, amount, size in zip(after, positions, counted, sizes, strict=True)
+            ]
+
+        return dataclasses.replace(mixed, count=count)
+
+    def _count_amounts(self, batch: TokenBatch, taken_from: list[int]) -> list[int]:
+        """Return the tokens, or the trained tokens, from each source.
+
+        Args:
+            batch: The sequences of a block.
+            taken_from: The source of each line of the block.
+        """
+        amounts = batch.lengths
+        if self.source.mix_by == "trained_tokens":
+            targets = find_targets(batch.completion_mask, batch.offsets)
+            amounts = targets.count_in(batch.offsets[:-1], batch.offsets[1:])
+        source_of = np.array(taken_from, np.int64)[batch.line_of]
+        sums = np.bincount(source_of, amounts, len(self._readers))
+        return [int(amount) for amount in sums]
 
     def _parse(self, cursor: Cursor) -> list[_Position]:
         if not cursor:
             return [_Position() for _ in self._readers]
         return [_Position(*values) for values in cursor]
 
-    def _next_source(self, lane: int, positions: list[_Position]) -> int | None:
-        """Return the source furthest behind its share, or None if the lane ends."""
+    def _next_source(
+        self, lane: int, amounts: list[float], following: list[float | None]
+    ) -> int | None:
+        """Return the source furthest behind its share, or None if the lane ends.
+
+        Args:
+            lane: The lane.
+            amounts: What was taken from each source.
+            following: The amount of the next record of each source; None if it has ended.
+        """
         weights = self.source.weights
         progress = [
-            ((position.num_taken + _phase(lane, self._num_lanes, k)) / weights[k], k)
-            for k, position in enumerate(positions)
-            if not position.ended
+            ((amounts[k] + _phase(lane, self._num_lanes, k) * amount) / weights[k], k)
+            for k, amount in enumerate(following)
+            if amount is not None
         ]
         if not progress:
             return None
         least, k = min(progress)
         # With stop="first", the lane ends when an ended source would be next.
         if self.source.stop == "first" and any(
-            position.ended and least >= position.num_taken / weights[i]
-            for i, position in enumerate(positions)
+            amount is None and least >= amounts[i] / weights[i]
+            for i, amount in enumerate(following)
         ):
             return None
         return k
+
+    def _estimate_rates(self, positions: list[_Position]) -> list[float] | None:
+        """Return the tokens per byte of each source in a lane so far; None by records.
+
+        A source of which nothing was counted yet has the rate of the others.
+        """
+        if self.source.mix_by == "records":
+            return None
+        amount, size = sum(at.amount for at in positions), sum(at.size for at in positions)
+        common = amount / size if size else _TOKENS_PER_BYTE
+        return [at.amount / at.size if at.size else common for at in positions]
 
     def _current_block(self, lane: int, k: int, position: _Position) -> _SourceBlock | None:
         """Advance a position to the next line, and return its block, or None at the end."""
@@ -319,6 +341,11 @@ class _MixtureReader:
         lines = _split_lines(read, self.source.transforms[k] if self.source.transforms else None)
         kept.append(_SourceBlock(cursor, read.next_cursor, lines, read.origins))
         return kept[-1]
+
+
+def _estimate_amount(line: _Line, rates: list[float] | None, k: int) -> float:
+    """Return the amount of a record of source k: 1, or its bytes times the tokens per byte."""
+    return 1.0 if rates is None else rates[k] * len(line.data)
 
 
 def _phase(lane: int, num_lanes: int, k: int) -> float:

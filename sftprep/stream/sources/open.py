@@ -112,6 +112,7 @@ def _open_mixture(
         tuple(first_parts),
         transforms,
         tuple(each.cache_key for each in recipes) if any(transforms) else (),
+        mixture.mix_by,
     ), part
 
 
