@@ -37,6 +37,7 @@ from sftprep.pipeline.output.data_card import data_card
 from sftprep.pipeline.output.part_identity import check_identity
 from sftprep.pipeline.output.root_manifest import NewGroup, link_evaluation, make_manifest
 from sftprep.pipeline.output.scratch import ScratchOutput
+from sftprep.pipeline.output.up_to_date import find_finished, find_identity, seal_line
 from sftprep.pipeline.passes.shard_pass import Progress
 from sftprep.pipeline.prepare.inputs import check_unchanged
 from sftprep.pipeline.prepare.setup import Setup, prepare_setup
@@ -61,6 +62,7 @@ class BuildReport:
         workers: The number of processes.
         evaluation: The manifest of the evaluation build in folder/eval, if there is one.
         readings: How the records of each input were read.
+        is_up_to_date: Whether the output had this build already, and nothing was done.
     """
 
     folder: BuildFolder
@@ -71,6 +73,7 @@ class BuildReport:
     workers: int
     evaluation: Manifest | None = field(default=None, repr=False)
     readings: tuple[SourceReading, ...] = field(default=(), repr=False)
+    is_up_to_date: bool = False
 
 
 @open_file_errors()
@@ -84,7 +87,8 @@ def build(
 ) -> BuildReport:
     """Tokenize, mask and pack records into shards, and write the manifest last.
 
-    The same records and settings give the same bytes, however often the build was killed before.
+    The same records and settings give the same bytes, however often the build was killed before. If
+    the output has the finished build of the same command, nothing is done.
 
     Args:
         config: The settings of the build.
@@ -100,6 +104,19 @@ def build(
     started = time.monotonic()
     destination = find_destination(config.output.output)  # first: it refuses unknown stores
     setup = prepare_setup(config, data, eval_data)
+    identity = find_identity(config, setup)
+    if (finished := find_finished(destination, identity)) is not None:
+        return BuildReport(
+            finished.folder,
+            finished.manifest,
+            seconds=time.monotonic() - started,
+            bytes_read=0,
+            reused=0,
+            workers=0,
+            evaluation=finished.evaluation,
+            readings=tuple(setup.readings),
+            is_up_to_date=True,
+        )
     with ExitStack() as stack:
         executor = executor or stack.enter_context(connect_executor(config))
         if executor is not None and executor.far:
@@ -120,7 +137,8 @@ def build(
         _check_groups(manifest, config)
         check_unchanged(setup.inputs)
         _keep_for_later_builds(output.work, tasks, done, keep_spill=config.output.keep_spill)
-        card = data_card(manifest, evaluation)
+        seal = None if identity is None else seal_line(identity, manifest)
+        card = data_card(manifest, evaluation, seal=seal)
         folder = output.commit(manifest, evaluation, card, keep_spill=config.output.keep_spill)
     return BuildReport(
         folder,

@@ -23,6 +23,7 @@ from sftprep.pipeline.groups.task import GroupTask
 from sftprep.pipeline.groups.task_list import check_groups
 from sftprep.pipeline.output.part_identity import record_identity
 from sftprep.pipeline.output.shared_folder import check_joined, join_output
+from sftprep.pipeline.output.up_to_date import find_finished, find_identity
 from sftprep.pipeline.passes.shard_pass import Progress
 from sftprep.pipeline.prepare.inputs import check_unchanged
 from sftprep.pipeline.prepare.setup import Setup, prepare_setup
@@ -47,6 +48,7 @@ class PartReport:
         bytes_read: The size of its records, decompressed.
         reused: The number of partitions that were tokenized already.
         workers: The number of processes.
+        is_up_to_date: Whether the folder had the finished build already, and nothing was done.
     """
 
     folder: Path
@@ -59,6 +61,7 @@ class PartReport:
     bytes_read: int
     reused: int
     workers: int
+    is_up_to_date: bool = False
 
 
 @open_file_errors()
@@ -91,6 +94,21 @@ def build_part(
         return task.number % count == number - 1
 
     folder = Path(config.output.output)
+    finished = find_finished(folder, find_identity(config, setup))
+    if finished is not None:
+        return PartReport(
+            folder=folder,
+            part=f"{number}/{count}",
+            groups=0,
+            groups_done=len(finished.manifest.groups),
+            groups_total=len(finished.manifest.groups),
+            waiting_for=(),
+            seconds=time.monotonic() - started,
+            bytes_read=0,
+            reused=0,
+            workers=0,
+            is_up_to_date=True,
+        )
     with join_output(folder, overwrite=config.output.overwrite) as work:
         record_identity(work, config, setup)
         with start_workers(config, setup, work, None) as workers:

@@ -11,6 +11,11 @@ from sftprep.pipeline.part import PartReport
 
 def part_lines(report: PartReport) -> list[str]:
     """Return the summary of a part as lines of plain text."""
+    if report.is_up_to_date:
+        return [
+            f"part {report.part}: {report.folder} is up to date: it has the finished build",
+            f"next: {_NEXT_STEPS['nothing']}",
+        ]
     done = f"{report.groups_done:,} of {format_count(report.groups_total, 'group')} done in all"
     own = "first round" if report.waiting_for else format_count(report.groups, "group")
     return [
@@ -21,8 +26,11 @@ def part_lines(report: PartReport) -> list[str]:
 
 def part_data(report: PartReport) -> dict[str, Any]:
     """Return the summary of a part as JSON values."""
+    values = dataclasses.asdict(report)
+    is_up_to_date = values.pop("is_up_to_date")
     return {
-        **dataclasses.asdict(report),
+        "status": "up_to_date" if is_up_to_date else "done",
+        **values,
         "folder": str(report.folder),
         "waiting_for": list(report.waiting_for),
         "seconds": round(report.seconds, 3),
@@ -32,6 +40,8 @@ def part_data(report: PartReport) -> dict[str, Any]:
 
 def next_step(report: PartReport) -> str:
     """Return what is next, as a key of `_NEXT_STEPS`."""
+    if report.is_up_to_date:
+        return "nothing"
     if report.waiting_for:
         return "run_parts_again"
     return "finish" if report.groups_done == report.groups_total else "run_other_parts"
@@ -43,5 +53,6 @@ _NEXT_STEPS = {
         " all groups"
     ),
     "run_other_parts": "when all parts have ended, run the same command without --part",
+    "nothing": "the build is finished",
     "finish": "all groups are done: run the same command without --part",
 }

@@ -25,6 +25,11 @@ _MOST_COLUMNS = 100
 def summary_lines(report: BuildReport) -> list[str]:
     """Return the summary as lines of plain text."""
     manifest = report.manifest
+    if report.is_up_to_date:
+        return [
+            f"up to date: {report.folder} has the finished build of this command; nothing was done",
+            manifest_line(manifest),
+        ]
     rows = [*_record_rows(report), *_token_rows(manifest)]
     # Rows of the total numbers are always shown; of their parts, those that are not 0.
     table = [
@@ -53,6 +58,7 @@ def summary_data(report: BuildReport) -> dict[str, Any]:
     manifest = report.manifest
     advice = advise_length(manifest)
     return {
+        "status": "up_to_date" if report.is_up_to_date else "built",
         "output": str(report.folder),
         "manifest_digest": manifest.digest,
         "accounting": dataclasses.asdict(manifest.accounting),

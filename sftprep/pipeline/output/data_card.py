@@ -37,18 +37,26 @@ _TRAINED = {
 }
 
 
-def data_card(manifest: Manifest, evaluation: Manifest | None, *, is_merged: bool = False) -> bytes:
+def data_card(
+    manifest: Manifest,
+    evaluation: Manifest | None,
+    *,
+    is_merged: bool = False,
+    seal: str | None = None,
+) -> bytes:
     """Return the data card of a build.
 
     Args:
         manifest: The manifest of the training build, whose files of groups can be read.
         evaluation: The manifest of the evaluation build, if there is one.
         is_merged: Whether the build was merged from others.
+        seal: The line by which a later command finds that the build is up to date.
     """
     splits = {"train": manifest}
     if evaluation is not None:
         splits["validation"] = evaluation
     lines = [
+        *([seal] if seal is not None else []),
         *_list_shards(splits),
         *_list_features(splits),
         "---",

@@ -37,7 +37,7 @@ def record_identity(work: Path, config: BuildConfig, setup: Setup) -> None:
     """
     path = work / IDENTITY_NAME
     with storage_errors(path), temporary_path(path) as temporary:
-        content = orjson.dumps({IDENTITY_FIELD: _describe_identity(config, setup)})
+        content = orjson.dumps({IDENTITY_FIELD: describe_identity(config, setup)})
         temporary.write_bytes(content)
         try:
             # Other than a rename, it fails if the file exists, so that the first part decides.
@@ -66,7 +66,7 @@ def check_identity(work: Path, config: BuildConfig, setup: Setup) -> None:
         earlier = orjson.loads(path.read_bytes())[IDENTITY_FIELD]
     except (OSError, ValueError, KeyError, TypeError):
         return
-    identity = _describe_identity(config, setup)
+    identity = describe_identity(config, setup)
     if earlier == identity:
         return
     difference = _find_difference(earlier, identity, setup.names)
@@ -79,8 +79,8 @@ def check_identity(work: Path, config: BuildConfig, setup: Setup) -> None:
     )
 
 
-def _describe_identity(config: BuildConfig, setup: Setup) -> dict[str, Any]:
-    """Return what the parts of a build have in common, as JSON values."""
+def describe_identity(config: BuildConfig, setup: Setup) -> dict[str, Any]:
+    """Return what determines a build, and its parts have in common, as JSON values."""
     output = config.output
     inputs = [
         digest(absolute_path(each.source), each.mark, form, setup.recipe_of[number])[:8]

@@ -1,0 +1,191 @@
+"""Whether a finished build in an output folder is the one that a command would make.
+
+1. The identity of a build is the digest of its settings, its recipes, the versions of the packages,
+   and the marks of its inputs. The same command on the same files has the same identity.
+2. A commit writes a seal into the data card: the digest of the identity and of the manifest. The
+   card belongs to no digest, so the manifest of a build does not depend on the times of files.
+3. The build is up to date if its seal is that of the command, no commit to the folder was
+   interrupted, and all files that the manifests name are there, the shards with their sizes. The
+   files of the groups and the indexes in a local folder are compared with their digests as well.
+
+Data in memory, and functions without a stable digest, have no identity.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sftprep.config.build import BuildConfig
+from sftprep.config.user_functions import function_key
+from sftprep.core.hashing import digest
+from sftprep.core.regular_files import read_regular_file
+from sftprep.errors import ManifestError
+from sftprep.pipeline.output.claim import Destination
+from sftprep.pipeline.output.part_identity import describe_identity
+from sftprep.pipeline.prepare.setup import Setup
+from sftprep.shards.group import files_of_group
+from sftprep.shards.layout import (
+    CARD_NAME,
+    COMMIT_NAME,
+    EVAL_FOLDER,
+    SHARD_FOLDER,
+    WORK_FOLDER,
+    index_path,
+)
+from sftprep.shards.manifest import Manifest, read_manifest
+from sftprep.shards.pack_index import is_index
+from sftprep.stores.folder import BuildFolder, StoreFolder
+from sftprep.stores.hub import HubRepository
+
+_SEAL = re.compile(rb"^# Inputs and settings: ([0-9a-f]{64})$", re.MULTILINE)
+_HEAD_BYTES = 4096
+"""The seal is in this part of a card."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedBuild:
+    """A finished build that is up to date.
+
+    Attributes:
+        folder: Its folder.
+        manifest: Its manifest.
+        evaluation: That of its evaluation build, if there is one.
+    """
+
+    folder: BuildFolder
+    manifest: Manifest
+    evaluation: Manifest | None
+
+
+def find_identity(config: BuildConfig, setup: Setup) -> str | None:
+    """Return the identity of a build; None if no later command can be known to be the same.
+
+    Args:
+        config: The settings of the build.
+        setup: Its setup.
+    """
+    if any(each.stamp is None for each in setup.inputs):
+        return None
+    for recipe in setup.recipes:
+        for function in recipe.functions().values():
+            if function_key(function, recipe.transform_id) is None:
+                return None
+    return digest(describe_identity(config, setup))
+
+
+def seal_line(identity: str, manifest: Manifest) -> str:
+    """Return the line of a data card with the seal of a build."""
+    return f"# Inputs and settings: {digest(identity, manifest.digest)}"
+
+
+def find_finished(destination: Destination, identity: str | None) -> FinishedBuild | None:
+    """Return the build in an output folder if it is up to date.
+
+    Args:
+        destination: The destination of the command.
+        identity: The identity of the build that the command would make.
+
+    Raises:
+        StorageError: The store cannot be reached.
+        HubError: The Hub cannot be reached.
+    """
+    folder = _folder_at_head(destination)
+    if identity is None or folder is None or _has_open_commit(folder):
+        return None
+    try:
+        manifest = read_manifest(str(folder))
+        if _read_seal(folder) != digest(identity, manifest.digest):
+            return None
+        evaluation = read_manifest(str(folder / EVAL_FOLDER)) if manifest.eval else None
+        if evaluation is not None and evaluation.digest != manifest.eval.get("digest"):
+            return None
+        is_complete = _has_all_files(folder, manifest, evaluation)
+    except ManifestError:
+        return None
+    return FinishedBuild(folder, manifest, evaluation) if is_complete else None
+
+
+def _folder_at_head(destination: Destination) -> BuildFolder | None:
+    """Return the folder of a destination; None for a repository that does not exist."""
+    if not isinstance(destination, HubRepository):
+        return destination
+    head = destination.head()
+    return None if head is None else StoreFolder(destination.at(head))
+
+
+def _has_open_commit(folder: BuildFolder) -> bool:
+    """Return whether a commit was interrupted, which may have left files of another build."""
+    return isinstance(folder, Path) and (folder / WORK_FOLDER / COMMIT_NAME).exists()
+
+
+def _read_seal(folder: BuildFolder) -> str:
+    """Return the seal in the data card of a folder; "" without one."""
+    try:
+        if isinstance(folder, Path):
+            head = read_regular_file(folder / CARD_NAME, _HEAD_BYTES)[:_HEAD_BYTES]
+        else:
+            head = folder.read_range(CARD_NAME, 0, _HEAD_BYTES)
+    except OSError:
+        return ""
+    found = _SEAL.search(head)
+    return found[1].decode() if found else ""
+
+
+def _has_all_files(folder: BuildFolder, manifest: Manifest, evaluation: Manifest | None) -> bool:
+    """Return whether all files of the groups are there, as far as shows without their content."""
+    sizes = {} if isinstance(folder, Path) else _list_sizes(folder)
+    builds = {"": manifest} | ({} if evaluation is None else {f"{EVAL_FOLDER}/": evaluation})
+    return all(
+        _is_complete(folder, sizes, f"{prefix}{name}", known)
+        for prefix, build in builds.items()
+        for name, known in _list_files(build)
+    )
+
+
+def _list_files(manifest: Manifest) -> Iterator[tuple[str, int | str | None]]:
+    """Yield the files of the groups of a build, and what is known of each without its content.
+
+    That is the size of a shard, the digest of an index, and None for other files: those of the
+    groups were compared with their digests when they were read.
+    """
+    for entry, group in zip(manifest.groups, manifest.read_groups(), strict=True):
+        sizes: dict[str, int | str] = {
+            f"{SHARD_FOLDER}/{shard.name}": shard.bytes for shard in group.shards
+        }
+        if group.index_digest:
+            sizes[index_path(group.key, group.index_digest)] = group.index_digest
+        for name in files_of_group(entry, group):
+            yield name, sizes.get(name)
+
+
+def _list_sizes(folder: StoreFolder) -> dict[str, int]:
+    """Return the sizes of the objects in a folder, by their names."""
+    start = len(folder.url) + 1
+    return {each.url[start:]: each.mark.size for each in folder.list_files()}
+
+
+def _is_complete(
+    folder: BuildFolder, sizes: dict[str, int], name: str, known: int | str | None
+) -> bool:
+    """Return whether a file is there, as far as what is known of it shows.
+
+    Args:
+        folder: The folder of the build.
+        sizes: The sizes of all files of a folder in a store.
+        name: The path of the file in the folder.
+        known: Its size, its digest, or None.
+    """
+    if not isinstance(folder, Path):
+        return name in sizes and (not isinstance(known, int) or sizes[name] == known)
+    if isinstance(known, str):
+        return is_index(folder / name, known)
+    try:
+        status = os.stat(folder / name)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and known in (status.st_size, None)
