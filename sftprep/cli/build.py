@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from sftprep.cli.app import app
 from sftprep.cli.build_settings import flags, take_stdin, to_build_config
@@ -18,13 +18,16 @@ from sftprep.config.build import (
     TokenizeConfig,
 )
 
+if TYPE_CHECKING:
+    from sftprep.pipeline.kept_work import KeptWork
+
 _BUILD_HELP = """\
 Tokenize, mask and pack records into shards.
 
 A build reads records, renders conversations with the chat template, encodes them, marks the
 tokens that are trained, and packs the sequences into rows of up to `max_length` tokens. It
 writes the shards (Arrow files) and `manifest.json` to the output folder. If a build is
-interrupted, the same command resumes it.
+interrupted, the same command resumes it. If it is finished, the same command does nothing.
 
 The keys of the records decide their format:
 
@@ -92,15 +95,22 @@ def build(
     from sftprep.pipeline.build import build as run
     from sftprep.pipeline.part import build_part
     from sftprep.report.part_summary import part_data, part_lines
-    from sftprep.report.summary import summary_data, summary_lines
+    from sftprep.report.summary import resume_line, summary_data, summary_lines
 
     settings = to_build_config(inputs, config, read, format, tokenize, pack, evaluation, output)
     settings, data = take_stdin(settings)
     # User-provided functions may print, and stdout is for the summary only.
     is_part = settings.output.part is not None
+    part, report = None, None
     with ProgressBar(quiet=json) as bar, redirect_stdout(sys.stderr):
-        part = build_part(settings, data=data, progress=bar) if is_part else None
-        report = None if is_part else run(settings, data=data, progress=bar)
+
+        def on_resume(kept: KeptWork) -> None:
+            bar.print_line(resume_line(kept))
+
+        if is_part:
+            part = build_part(settings, data=data, progress=bar, on_resume=on_resume)
+        else:
+            report = run(settings, data=data, progress=bar, on_resume=on_resume)
     if part is not None:
         print_json(part_data(part)) if json else print("\n".join(part_lines(part)))
     if report is not None:

@@ -118,6 +118,13 @@ class ProgressBar:
         if self._bar is not None:
             self._show_bar()
 
+    def print_line(self, text: str) -> None:
+        """Print a line above the bar, or among the lines of the progress."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        elif self._prints_lines:
+            print(text, file=sys.stderr, flush=True)
+
     def _show_bar(self) -> None:
         # The stages that are done stay, each with a bar of its own.
         state = self._state

@@ -27,11 +27,13 @@ from sftprep.pipeline.groups.rounds import (
     GroupProgress,
     Rounds,
     count_rounds,
+    find_last_round,
     run_rounds,
     separate_equal,
 )
 from sftprep.pipeline.groups.run import write_evaluation
 from sftprep.pipeline.groups.task import GroupDone, GroupTask
+from sftprep.pipeline.kept_work import KeptWork, OnResume, find_kept_work
 from sftprep.pipeline.output.claim import Output, claim_destination, find_destination
 from sftprep.pipeline.output.data_card import data_card
 from sftprep.pipeline.output.part_identity import check_identity
@@ -63,6 +65,7 @@ class BuildReport:
         evaluation: The manifest of the evaluation build in folder/eval, if there is one.
         readings: How the records of each input were read.
         is_up_to_date: Whether the output had this build already, and nothing was done.
+        resumed: The work of an earlier run that was found at the start, if there was any.
     """
 
     folder: BuildFolder
@@ -74,6 +77,7 @@ class BuildReport:
     evaluation: Manifest | None = field(default=None, repr=False)
     readings: tuple[SourceReading, ...] = field(default=(), repr=False)
     is_up_to_date: bool = False
+    resumed: KeptWork | None = None
 
 
 @open_file_errors()
@@ -83,6 +87,7 @@ def build(
     data: Sequence[Source] = (),
     eval_data: Sequence[Source] = (),
     progress: Progress = lambda *_: None,
+    on_resume: OnResume = lambda _: None,
     executor: Executor | None = None,
 ) -> BuildReport:
     """Tokenize, mask and pack records into shards, and write the manifest last.
@@ -95,6 +100,7 @@ def build(
         data: Training data in memory, used instead of the inputs in the settings.
         eval_data: Evaluation data in memory, likewise.
         progress: The progress callback.
+        on_resume: Called once if an earlier run has left work, with what is kept.
         executor: What runs the passes, closed by the caller; None for that of the settings.
 
     Raises:
@@ -105,7 +111,8 @@ def build(
     destination = find_destination(config.output.output)  # first: it refuses unknown stores
     setup = prepare_setup(config, data, eval_data)
     identity = find_identity(config, setup)
-    if (finished := find_finished(destination, identity)) is not None:
+    finished = find_finished(destination, identity, by_content=config.output.overwrite)
+    if finished is not None:
         return BuildReport(
             finished.folder,
             finished.manifest,
@@ -127,6 +134,9 @@ def build(
         check_identity(output.work, config, setup)
         with start_workers(config, setup, output.work, executor) as workers:
             tasks = workers.tasks
+            kept = find_kept_work(find_last_round(tasks), input_bytes(setup))
+            if kept is not None:
+                on_resume(kept)
             shown = GroupProgress(progress, input_bytes(setup) * count_rounds(tasks))
             send = _sender(output, tasks)
             rounds = run_rounds(tasks, workers.executor, shown, on_done=send)
@@ -149,6 +159,7 @@ def build(
         workers=workers.count,
         evaluation=evaluation and dataclasses.replace(evaluation, folder=folder / EVAL_FOLDER),
         readings=_complete_readings(setup.readings, tasks, done),
+        resumed=kept,
     )
 
 

@@ -18,9 +18,15 @@ from sftprep.config.validation import is_url, parse_part
 from sftprep.core.atomic_write import open_file_errors
 from sftprep.errors import ConfigError, setting
 from sftprep.pipeline.groups.receipts import receipt_key
-from sftprep.pipeline.groups.rounds import GroupProgress, count_rounds, run_rounds
+from sftprep.pipeline.groups.rounds import (
+    GroupProgress,
+    count_rounds,
+    find_last_round,
+    run_rounds,
+)
 from sftprep.pipeline.groups.task import GroupTask
 from sftprep.pipeline.groups.task_list import check_groups
+from sftprep.pipeline.kept_work import KeptWork, OnResume, find_kept_work
 from sftprep.pipeline.output.part_identity import record_identity
 from sftprep.pipeline.output.shared_folder import check_joined, join_output
 from sftprep.pipeline.output.up_to_date import find_finished, find_identity
@@ -49,6 +55,7 @@ class PartReport:
         reused: The number of partitions that were tokenized already.
         workers: The number of processes.
         is_up_to_date: Whether the folder had the finished build already, and nothing was done.
+        resumed: The groups of the part that were done at the start, if there were any.
     """
 
     folder: Path
@@ -62,6 +69,7 @@ class PartReport:
     reused: int
     workers: int
     is_up_to_date: bool = False
+    resumed: KeptWork | None = None
 
 
 @open_file_errors()
@@ -71,6 +79,7 @@ def build_part(
     data: Sequence[Source] = (),
     eval_data: Sequence[Source] = (),
     progress: Progress = lambda *_: None,
+    on_resume: OnResume = lambda _: None,
 ) -> PartReport:
     """Write a part of the groups of a build, and their receipts.
 
@@ -79,6 +88,7 @@ def build_part(
         data: Training data in memory, which is refused.
         eval_data: Evaluation data in memory, likewise.
         progress: The progress callback.
+        on_resume: Called once if some of its groups are done, with their number.
 
     Raises:
         ConfigError: The build cannot be done in parts, or other parts have other settings.
@@ -94,7 +104,8 @@ def build_part(
         return task.number % count == number - 1
 
     folder = Path(config.output.output)
-    finished = find_finished(folder, find_identity(config, setup))
+    identity = find_identity(config, setup)
+    finished = find_finished(folder, identity, by_content=config.output.overwrite)
     if finished is not None:
         return PartReport(
             folder=folder,
@@ -113,6 +124,10 @@ def build_part(
         record_identity(work, config, setup)
         with start_workers(config, setup, work, None) as workers:
             tasks = workers.tasks
+            own = [*filter(is_own, find_last_round(tasks))]
+            kept = find_kept_work(own, None) if own else None
+            if kept is not None:
+                on_resume(kept)
             total = input_bytes(setup) * count_rounds(tasks) // count
             shown = GroupProgress(progress, total)
             rounds = run_rounds(tasks, workers.executor, shown, is_own)
@@ -130,6 +145,7 @@ def build_part(
             bytes_read=sum(each.bytes for each in done),
             reused=sum(each.reused for each in done),
             workers=workers.count,
+            resumed=kept,
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sftprep.errors import FlagNames, escape_control, format_count
 from sftprep.pipeline.build import BuildReport
+from sftprep.pipeline.kept_work import KeptWork
 from sftprep.records.inspection.source_reading import SourceReading
 from sftprep.report.tokenizer_lines import tokenizer_lines
 from sftprep.report.source_summary import share_lines, source_data, source_lines
@@ -59,6 +60,7 @@ def summary_data(report: BuildReport) -> dict[str, Any]:
     advice = advise_length(manifest)
     return {
         "status": "up_to_date" if report.is_up_to_date else "built",
+        "resumed": None if report.resumed is None else dataclasses.asdict(report.resumed),
         "output": str(report.folder),
         "manifest_digest": manifest.digest,
         "accounting": dataclasses.asdict(manifest.accounting),
@@ -84,6 +86,24 @@ def summary_data(report: BuildReport) -> dict[str, Any]:
         "reused_partitions": report.reused,
         "workers": report.workers,
     }
+
+
+def resume_line(kept: KeptWork) -> str:
+    """Return what a build does not repeat of an earlier run, and what is left, in one line.
+
+    Example:
+        resuming: kept 3 of 8 groups and 57 partitions, 412.0 of 1,648.0 MB; 1,236.0 MB are left
+    """
+    found = []
+    if kept.groups_total > 1 or kept.groups:
+        found.append(f"{kept.groups:,} of {format_count(kept.groups_total, 'group')}")
+    if kept.partitions:
+        found.append(format_count(kept.partitions, "partition"))
+    amount, total = f"{kept.bytes / 1e6:,.1f}", kept.bytes_total
+    if total is None:
+        return f"resuming: kept {' and '.join(found)}, {amount} MB of records"
+    left = f"{(total - kept.bytes) / 1e6:,.1f} MB are left"
+    return f"resuming: kept {' and '.join(found)}, {amount} of {total / 1e6:,.1f} MB; {left}"
 
 
 def manifest_line(manifest: Manifest) -> str:

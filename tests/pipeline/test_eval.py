@@ -171,7 +171,7 @@ def test_a_folder_of_a_user_with_the_name_eval_is_not_changed(tokenizer_dir, tmp
         (tmp_path / "o" / "eval").mkdir(parents=True, exist_ok=True)
         (tmp_path / "o" / "eval" / "mine.txt").write_text("mine")
         with pytest.raises(OutputExists):
-            run(CHATS, tokenizer_dir, tmp_path / "o", overwrite=True)
+            run(CHATS, tokenizer_dir, tmp_path / "o", overwrite=True, seed=1)
         assert (tmp_path / "o" / "eval" / "mine.txt").read_text() == "mine"
         (tmp_path / "o" / "eval" / "mine.txt").unlink()
 

@@ -259,7 +259,8 @@ def test_a_mixture_in_a_config_file_is_reported_by_source(files, tokenizer_dir, 
         s["accounting"]["left_out"].get("held_out", 0) for s in summary["sources"]
     )
     with pytest.raises(SystemExit):
-        main(["build", "--config", str(config), "--output", str(tmp_path / "o"), "--overwrite"])
+        command = ["build", "--config", str(config), "--output", str(tmp_path / "o")]
+        main([*command, "--overwrite", "--seed", "1"])
     printed = capsys.readouterr().out
     assert "(limit 4: the rest was not read)" in printed
     assert f"{files['a']}\n  records 40 + repeated " in printed

@@ -106,25 +106,59 @@ def run_rounds(
         missing = [task.number for task in training if not has_hashes(task)]
         if missing:
             return Rounds(tasks, {}, tuple(missing))
-        work = training[0].settings.work
-        files = find_duplicates_across(work, [receipt_key(task) for task in training])
-        training = [
-            dataclasses.replace(task, duplicates=file)
-            for task, file in zip(training, files, strict=True)
-        ]
+        training = _with_duplicates(training)
     if _shares_copies(tasks):
         _run(_count_usable, filter(is_own, training), executor, progress)
         missing = [task.number for task in training if not has_counts(task)]
         if missing:
             return Rounds(tasks, {}, tuple(missing))
-        training = [
-            dataclasses.replace(task, quotas=of_group)
-            for task, of_group in zip(training, share_groups(training), strict=True)
-        ]
+        training = _with_quotas(training)
     tasks = training + evaluation
     own = [*filter(is_own, tasks)]
     results = _run(_complete_group, own, executor, progress, on_done)
     return Rounds(tasks, {task.number: done for task, done in zip(own, results, strict=True)})
+
+
+def find_last_round(tasks: list[GroupTask]) -> list[GroupTask]:
+    """Return the groups as in the last round, if the rounds before it are done.
+
+    Otherwise, the groups are returned as they are.
+
+    Args:
+        tasks: The groups of the build.
+
+    Raises:
+        SftprepError: As for `run_rounds`.
+    """
+    training = [task for task in tasks if not task.evaluation]
+    evaluation = [task for task in tasks if task.evaluation]
+    if _finds_duplicates(tasks):
+        if not all(map(has_hashes, training)):
+            return tasks
+        training = _with_duplicates(training)
+    if _shares_copies(tasks):
+        if not all(map(has_counts, training)):
+            return tasks
+        training = _with_quotas(training)
+    return training + evaluation
+
+
+def _with_duplicates(training: list[GroupTask]) -> list[GroupTask]:
+    """Return the groups with the records that equal an earlier one, once all are hashed."""
+    work = training[0].settings.work
+    files = find_duplicates_across(work, [receipt_key(task) for task in training])
+    return [
+        dataclasses.replace(task, duplicates=file)
+        for task, file in zip(training, files, strict=True)
+    ]
+
+
+def _with_quotas(training: list[GroupTask]) -> list[GroupTask]:
+    """Return the groups with their quotas of the sources, once all are counted."""
+    return [
+        dataclasses.replace(task, quotas=of_group)
+        for task, of_group in zip(training, share_groups(training), strict=True)
+    ]
 
 
 def separate_equal(rounds: Rounds, executor: Executor, progress: GroupProgress) -> list[GroupDone]:

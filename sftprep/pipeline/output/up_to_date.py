@@ -5,14 +5,16 @@
 2. A commit writes a seal into the data card: the digest of the identity and of the manifest. The
    card belongs to no digest, so the manifest of a build does not depend on the times of files.
 3. The build is up to date if its seal is that of the command, no commit to the folder was
-   interrupted, and all files that the manifests name are there, the shards with their sizes. The
-   files of the groups and the indexes in a local folder are compared with their digests as well.
+   interrupted, and all files that the manifests name are there, the shards with their sizes. In a
+   local folder, the files of the groups and the indexes are compared with their digests, and with
+   `overwrite` all other files too, so that this command still repairs a damaged build.
 
 Data in memory, and functions without a stable digest, have no identity.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import stat
@@ -25,10 +27,10 @@ from sftprep.config.user_functions import function_key
 from sftprep.core.hashing import digest
 from sftprep.core.regular_files import read_regular_file
 from sftprep.errors import ManifestError
+from sftprep.pipeline.groups.receipts import find_digest
 from sftprep.pipeline.output.claim import Destination
 from sftprep.pipeline.output.part_identity import describe_identity
 from sftprep.pipeline.prepare.setup import Setup
-from sftprep.shards.group import files_of_group
 from sftprep.shards.layout import (
     CARD_NAME,
     COMMIT_NAME,
@@ -36,6 +38,7 @@ from sftprep.shards.layout import (
     SHARD_FOLDER,
     WORK_FOLDER,
     index_path,
+    rejected_path,
 )
 from sftprep.shards.manifest import Manifest, read_manifest
 from sftprep.shards.pack_index import is_index
@@ -83,12 +86,15 @@ def seal_line(identity: str, manifest: Manifest) -> str:
     return f"# Inputs and settings: {digest(identity, manifest.digest)}"
 
 
-def find_finished(destination: Destination, identity: str | None) -> FinishedBuild | None:
+def find_finished(
+    destination: Destination, identity: str | None, *, by_content: bool
+) -> FinishedBuild | None:
     """Return the build in an output folder if it is up to date.
 
     Args:
         destination: The destination of the command.
         identity: The identity of the build that the command would make.
+        by_content: Whether all files of a local folder are compared with their digests.
 
     Raises:
         StorageError: The store cannot be reached.
@@ -104,7 +110,7 @@ def find_finished(destination: Destination, identity: str | None) -> FinishedBui
         evaluation = read_manifest(str(folder / EVAL_FOLDER)) if manifest.eval else None
         if evaluation is not None and evaluation.digest != manifest.eval.get("digest"):
             return None
-        is_complete = _has_all_files(folder, manifest, evaluation)
+        is_complete = _has_all_files(folder, manifest, evaluation, by_content=by_content)
     except ManifestError:
         return None
     return FinishedBuild(folder, manifest, evaluation) if is_complete else None
@@ -136,56 +142,70 @@ def _read_seal(folder: BuildFolder) -> str:
     return found[1].decode() if found else ""
 
 
-def _has_all_files(folder: BuildFolder, manifest: Manifest, evaluation: Manifest | None) -> bool:
-    """Return whether all files of the groups are there, as far as shows without their content."""
-    sizes = {} if isinstance(folder, Path) else _list_sizes(folder)
-    builds = {"": manifest} | ({} if evaluation is None else {f"{EVAL_FOLDER}/": evaluation})
-    return all(
-        _is_complete(folder, sizes, f"{prefix}{name}", known)
-        for prefix, build in builds.items()
-        for name, known in _list_files(build)
-    )
-
-
-def _list_files(manifest: Manifest) -> Iterator[tuple[str, int | str | None]]:
-    """Yield the files of the groups of a build, and what is known of each without its content.
-
-    That is the size of a shard, the digest of an index, and None for other files: those of the
-    groups were compared with their digests when they were read.
-    """
-    for entry, group in zip(manifest.groups, manifest.read_groups(), strict=True):
-        sizes: dict[str, int | str] = {
-            f"{SHARD_FOLDER}/{shard.name}": shard.bytes for shard in group.shards
-        }
-        if group.index_digest:
-            sizes[index_path(group.key, group.index_digest)] = group.index_digest
-        for name in files_of_group(entry, group):
-            yield name, sizes.get(name)
-
-
-def _list_sizes(folder: StoreFolder) -> dict[str, int]:
-    """Return the sizes of the objects in a folder, by their names."""
-    start = len(folder.url) + 1
-    return {each.url[start:]: each.mark.size for each in folder.list_files()}
-
-
-def _is_complete(
-    folder: BuildFolder, sizes: dict[str, int], name: str, known: int | str | None
+def _has_all_files(
+    folder: BuildFolder, manifest: Manifest, evaluation: Manifest | None, *, by_content: bool
 ) -> bool:
-    """Return whether a file is there, as far as what is known of it shows.
+    """Return whether all files of the groups are there.
 
     Args:
         folder: The folder of the build.
-        sizes: The sizes of all files of a folder in a store.
-        name: The path of the file in the folder.
-        known: Its size, its digest, or None.
+        manifest: Its manifest.
+        evaluation: The manifest of its evaluation build, if there is one.
+        by_content: Whether the files of a local folder are compared with their digests.
     """
-    if not isinstance(folder, Path):
-        return name in sizes and (not isinstance(known, int) or sizes[name] == known)
-    if isinstance(known, str):
-        return is_index(folder / name, known)
+    builds = {"": manifest} | ({} if evaluation is None else {f"{EVAL_FOLDER}/": evaluation})
+    files = (
+        dataclasses.replace(file, name=f"{prefix}{file.name}")
+        for prefix, build in builds.items()
+        for file in _list_files(build)
+    )
+    if isinstance(folder, StoreFolder):
+        start = len(folder.url) + 1
+        sizes = {each.url[start:]: each.mark.size for each in folder.list_files()}
+        return all(file.name in sizes and file.bytes in (sizes[file.name], None) for file in files)
+    return all(_is_complete(folder / file.name, file, by_content=by_content) for file in files)
+
+
+@dataclass(frozen=True, slots=True)
+class _ListedFile:
+    """What a manifest says of a file of a group.
+
+    Attributes:
+        name: Its path in the folder of the build.
+        bytes: Its size; None if it is not known.
+        sha256: Its SHA-256, in hex; "" for an index.
+        xxh3: The xxh3-128 of an index, in hex.
+    """
+
+    name: str
+    bytes: int | None
+    sha256: str
+    xxh3: str = ""
+
+
+def _list_files(manifest: Manifest) -> Iterator[_ListedFile]:
+    """Yield the files of the groups of a build, apart from those of the groups themselves.
+
+    These were compared with their digests when they were read.
+    """
+    for entry, group in zip(manifest.groups, manifest.read_groups(), strict=True):
+        for shard in group.shards:
+            yield _ListedFile(f"{SHARD_FOLDER}/{shard.name}", shard.bytes, shard.sha256)
+        if entry.rejected:
+            yield _ListedFile(rejected_path(entry.key, entry.rejected), None, entry.rejected)
+        if entry.digest:
+            name = index_path(group.key, group.index_digest)
+            yield _ListedFile(name, None, "", group.index_digest)
+
+
+def _is_complete(path: Path, file: _ListedFile, *, by_content: bool) -> bool:
+    """Return whether a local file is what the manifest says, as far as it is examined."""
     try:
-        status = os.stat(folder / name)
+        status = os.stat(path)
     except OSError:
         return False
-    return stat.S_ISREG(status.st_mode) and known in (status.st_size, None)
+    if not stat.S_ISREG(status.st_mode) or file.bytes not in (status.st_size, None):
+        return False
+    if file.xxh3:
+        return is_index(path, file.xxh3)
+    return not by_content or find_digest(path) == file.sha256

@@ -90,8 +90,25 @@ def spill_path(folder: Path, key: str) -> Path:
     return folder / f"{key}.arrow"
 
 
-def write_spill(path: Path, batch: TokenBatch) -> None:
+class SpillOrigin(NamedTuple):
+    """What a spill was made of.
+
+    Attributes:
+        recipe_key: The key of the recipe.
+        bytes: The size of the lines of the partition.
+    """
+
+    recipe_key: str
+    bytes: int
+
+
+def write_spill(path: Path, batch: TokenBatch, origin: SpillOrigin | None = None) -> None:
     """Write a spill atomically.
+
+    Args:
+        path: The file.
+        batch: The sequences.
+        origin: What they were made of, for `read_origin`.
 
     Raises:
         StorageError: The file cannot be written.
@@ -117,13 +134,27 @@ def write_spill(path: Path, batch: TokenBatch) -> None:
     buffers = [*flat.values(), offsets, *per_sequence.values()]
     schema = pa.schema(
         [(name, column.type) for name, column in arrays.items()],
-        metadata={b"facts": facts, b"digest": _digest(facts, buffers).encode()},
+        metadata={
+            b"facts": facts,
+            b"digest": _digest(facts, buffers).encode(),
+            b"origin": orjson.dumps(list(origin or ())),
+        },
     )
     columns = [*arrays.values()]
     with storage_errors(path), temporary_path(path) as temporary:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
         os.replace(temporary, path)
+
+
+def read_origin(path: Path) -> SpillOrigin | None:
+    """Return what a spill was made of; None if it is not known, or the file is incomplete."""
+    try:
+        with pa.memory_map(str(path)) as file:
+            metadata = pa.ipc.open_file(file).schema.metadata
+        return SpillOrigin(*orjson.loads(metadata[b"origin"]))
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):
+        return None
 
 
 def read_spill(path: Path) -> Spill | None:

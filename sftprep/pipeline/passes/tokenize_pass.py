@@ -33,7 +33,14 @@ from sftprep.pipeline.passes.sequence_stats import (
     count_lengths,
     count_trained_positions,
 )
-from sftprep.pipeline.passes.spill import Spill, map_spill, read_spill, spill_path, write_spill
+from sftprep.pipeline.passes.spill import (
+    Spill,
+    SpillOrigin,
+    map_spill,
+    read_spill,
+    spill_path,
+    write_spill,
+)
 from sftprep.recipe import RecipeFile
 from sftprep.records.record_hashes import HASHES_VERSION
 from sftprep.sources.lanes import LanePositions, find_lane_positions
@@ -209,7 +216,8 @@ def _start_partition(task: TokenizeTask) -> _InFlightPartition:
 
     def finish() -> PartitionResult:
         if complete is not None:
-            write_spill(path, complete())
+            origin = SpillOrigin(task.recipe_key, len(lines.data))
+            write_spill(path, complete(), origin)
         spill = existing or map_spill(path)
         return _cut_sequences(spill, lines, task, reused=existing is not None)
 
