@@ -39,7 +39,7 @@ from sftprep.pipeline.output.data_card import data_card
 from sftprep.pipeline.output.part_identity import check_identity
 from sftprep.pipeline.output.root_manifest import NewGroup, link_evaluation, make_manifest
 from sftprep.pipeline.output.scratch import ScratchOutput
-from sftprep.pipeline.output.up_to_date import find_finished, find_identity, seal_line
+from sftprep.pipeline.output.up_to_date import find_finished, find_identity, identity_line
 from sftprep.pipeline.passes.shard_pass import Progress
 from sftprep.pipeline.prepare.inputs import check_unchanged
 from sftprep.pipeline.prepare.setup import Setup, prepare_setup
@@ -147,8 +147,8 @@ def build(
         _check_groups(manifest, config)
         check_unchanged(setup.inputs)
         _keep_for_later_builds(output.work, tasks, done, keep_spill=config.output.keep_spill)
-        seal = None if identity is None else seal_line(identity, manifest)
-        card = data_card(manifest, evaluation, seal=seal)
+        line = None if identity is None else identity_line(identity, manifest)
+        card = data_card(manifest, evaluation, identity_line=line)
         folder = output.commit(manifest, evaluation, card, keep_spill=config.output.keep_spill)
     return BuildReport(
         folder,

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -34,11 +35,12 @@ SHARD = "shard-00000-0123456789abcdef.arrow"
 
 @pytest.fixture
 def make(records, tokenizer_dir, tmp_path):
-    """Build into tmp_path / "o"."""
-    rows = records([{"text": f"a {k}"} for k in range(20)])
+    """Build into tmp_path / "o", with another seed each time, so that no build is up to date."""
+    rows, seeds = records([{"text": f"a {k}"} for k in range(20)]), count()
 
     def run(**settings):
         settings = {"output": tmp_path / "o", "overwrite": True, "max_length": 64, **settings}
+        settings.setdefault("seed", next(seeds))
         return build(rows, tokenizer=tokenizer_dir, **settings)
 
     return run

@@ -417,7 +417,8 @@ WORDS = {{"a", "b"}}
 def to_text(record):
     return {{"text": record["text"] + " ".join(sorted(WORDS))}}
 report = sftprep.build({files!r}, transform={function}, tokenizer={tokenizer!r},
-    output={output!r}, workers=3, keep_spill=True, overwrite=True)
+    output={output!r}, workers=3, keep_spill=True, overwrite=True,
+    seed=len(open({runs!r}).readlines()))
 print(report.reused, report.manifest.functions["used"][0]["reused"])
 """
 

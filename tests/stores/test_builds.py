@@ -414,6 +414,6 @@ def test_a_build_in_a_store_leaves_no_scratch_files(memory, small, tmp_path):
     small(memory, scratch=str(tmp_path / "s"))
     assert not (tmp_path / "s").exists()
     with watched(lambda _, make: make()):
-        small(memory, scratch=str(tmp_path / "s"), overwrite=True, keep_spill=True)
+        small(memory, scratch=str(tmp_path / "s"), overwrite=True, keep_spill=True, seed=1)
     report = small(memory, scratch=str(tmp_path / "s"), overwrite=True, max_length=128)
     assert report.reused == 1

@@ -42,7 +42,7 @@ def data_card(
     evaluation: Manifest | None,
     *,
     is_merged: bool = False,
-    seal: str | None = None,
+    identity_line: str | None = None,
 ) -> bytes:
     """Return the data card of a build.
 
@@ -50,13 +50,13 @@ def data_card(
         manifest: The manifest of the training build, whose files of groups can be read.
         evaluation: The manifest of the evaluation build, if there is one.
         is_merged: Whether the build was merged from others.
-        seal: The line by which a later command finds that the build is up to date.
+        identity_line: The line by which a later command finds that the build is up to date.
     """
     splits = {"train": manifest}
     if evaluation is not None:
         splits["validation"] = evaluation
     lines = [
-        *([seal] if seal is not None else []),
+        *([identity_line] if identity_line is not None else []),
         *_list_shards(splits),
         *_list_features(splits),
         "---",

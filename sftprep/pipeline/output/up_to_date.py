@@ -2,9 +2,9 @@
 
 1. The identity of a build is the digest of its settings, its recipes, the versions of the packages,
    and the marks of its inputs. The same command on the same files has the same identity.
-2. A commit writes a seal into the data card: the digest of the identity and of the manifest. The
+2. A commit writes a line into the data card: the digest of the identity and of the manifest. The
    card belongs to no digest, so the manifest of a build does not depend on the times of files.
-3. The build is up to date if its seal is that of the command, no commit to the folder was
+3. The build is up to date if this line is that of the command, no commit to the folder was
    interrupted, and all files that the manifests name are there, the shards with their sizes. In a
    local folder, the files of the groups and the indexes are compared with their digests, and with
    `overwrite` all other files too, so that this command still repairs a damaged build.
@@ -45,9 +45,9 @@ from sftprep.shards.pack_index import is_index
 from sftprep.stores.folder import BuildFolder, StoreFolder
 from sftprep.stores.hub import HubRepository
 
-_SEAL = re.compile(rb"^# Inputs and settings: ([0-9a-f]{64})$", re.MULTILINE)
+_IDENTITY_LINE = re.compile(rb"^# Inputs and settings: ([0-9a-f]{64})$", re.MULTILINE)
 _HEAD_BYTES = 4096
-"""The seal is in this part of a card."""
+"""The line is in this part of a card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,8 @@ def find_identity(config: BuildConfig, setup: Setup) -> str | None:
     return digest(describe_identity(config, setup))
 
 
-def seal_line(identity: str, manifest: Manifest) -> str:
-    """Return the line of a data card with the seal of a build."""
+def identity_line(identity: str, manifest: Manifest) -> str:
+    """Return the line of a data card that names the identity of a build."""
     return f"# Inputs and settings: {digest(identity, manifest.digest)}"
 
 
@@ -105,7 +105,7 @@ def find_finished(
         return None
     try:
         manifest = read_manifest(str(folder))
-        if _read_seal(folder) != digest(identity, manifest.digest):
+        if _read_identity_line(folder) != digest(identity, manifest.digest):
             return None
         evaluation = read_manifest(str(folder / EVAL_FOLDER)) if manifest.eval else None
         if evaluation is not None and evaluation.digest != manifest.eval.get("digest"):
@@ -129,8 +129,8 @@ def _has_open_commit(folder: BuildFolder) -> bool:
     return isinstance(folder, Path) and (folder / WORK_FOLDER / COMMIT_NAME).exists()
 
 
-def _read_seal(folder: BuildFolder) -> str:
-    """Return the seal in the data card of a folder; "" without one."""
+def _read_identity_line(folder: BuildFolder) -> str:
+    """Return the digest in this line of the data card in a folder; "" without one."""
     try:
         if isinstance(folder, Path):
             head = read_regular_file(folder / CARD_NAME, _HEAD_BYTES)[:_HEAD_BYTES]
@@ -138,7 +138,7 @@ def _read_seal(folder: BuildFolder) -> str:
             head = folder.read_range(CARD_NAME, 0, _HEAD_BYTES)
     except OSError:
         return ""
-    found = _SEAL.search(head)
+    found = _IDENTITY_LINE.search(head)
     return found[1].decode() if found else ""
 
 
