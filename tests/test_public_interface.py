@@ -144,6 +144,7 @@ SETTINGS_OF_A_BUILD = {
     "map",
     "max_length",
     "max_rejected",
+    "mix_by",
     "on_bad_record",
     "order",
     "output",

@@ -111,7 +111,7 @@ def build(
     destination = find_destination(config.output.output)  # first: it refuses unknown stores
     setup = prepare_setup(config, data, eval_data)
     identity = find_identity(config, setup)
-    finished = find_finished(destination, identity, by_content=config.output.overwrite)
+    finished = find_finished(destination, identity, config.output)
     if finished is not None:
         return BuildReport(
             finished.folder,

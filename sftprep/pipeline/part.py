@@ -105,7 +105,7 @@ def build_part(
 
     folder = Path(config.output.output)
     identity = find_identity(config, setup)
-    finished = find_finished(folder, identity, by_content=config.output.overwrite)
+    finished = find_finished(folder, identity, config.output)
     if finished is not None:
         return PartReport(
             folder=folder,

@@ -64,12 +64,12 @@ from sftprep.shards.manifest import Manifest
 from sftprep.shards.manifest_size import manifest_bytes
 from sftprep.shards.ownership import commit_bytes
 
-_HELD_NAMES = {MARKER_NAME, LOCK_NAME, LEASE_NAME}
+HELD_NAMES = {MARKER_NAME, LOCK_NAME, LEASE_NAME}
 """Names in the work folder that stay while a build holds it."""
-_REUSABLE_NAME = re.compile(rf"{SPILL_PATTERN}|{RECIPE_PATTERN}")
+REUSABLE_NAME = re.compile(rf"{SPILL_PATTERN}|{RECIPE_PATTERN}")
 """Paths in the work folder that `keep_spill` keeps in addition."""
 _USELESS_NAME = re.compile(
-    rf"{'|'.join(map(re.escape, (*_HELD_NAMES, IDENTITY_NAME)))}|{RECIPE_PATTERN}"
+    rf"{'|'.join(map(re.escape, (*HELD_NAMES, IDENTITY_NAME)))}|{RECIPE_PATTERN}"
 )
 """Paths in the work folder that save no work unless there is a spill."""
 
@@ -262,7 +262,7 @@ def _hold_folder(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
                 # While the lock is held, no other build marks or locks the folder.
                 if _is_same_file(work / MARKER_NAME, marker):
                     names = {name for name, _ in list_paths(work)}
-                    if is_created and names <= _HELD_NAMES:
+                    if is_created and names <= HELD_NAMES:
                         _remove_work_folder(root)
                     else:
                         (work / MARKER_NAME).unlink(missing_ok=True)
@@ -334,7 +334,7 @@ def _clean_work_folder(work: Path, *, keep_spill: bool) -> None:
         keep_spill: Whether to keep the spills and the recipes too.
     """
     for name in list(work_files(work)):
-        if name not in _HELD_NAMES and not (keep_spill and _REUSABLE_NAME.fullmatch(name)):
+        if name not in HELD_NAMES and not (keep_spill and REUSABLE_NAME.fullmatch(name)):
             (work / name).unlink(missing_ok=True)
     _remove_empty_folders(work)
 

@@ -22,13 +22,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftprep.config.build import BuildConfig
+from sftprep.config.build import BuildConfig, OutputConfig
 from sftprep.config.user_functions import function_key
+from sftprep.core.atomic_write import is_temporary_name
 from sftprep.core.hashing import digest
 from sftprep.core.regular_files import read_regular_file
 from sftprep.errors import ManifestError
 from sftprep.pipeline.groups.receipts import find_digest
 from sftprep.pipeline.output.claim import Destination
+from sftprep.pipeline.output.contents import list_paths, work_files
+from sftprep.pipeline.output.folder import HELD_NAMES, REUSABLE_NAME
 from sftprep.pipeline.output.part_identity import describe_identity
 from sftprep.pipeline.prepare.setup import Setup
 from sftprep.shards.layout import (
@@ -87,21 +90,24 @@ def identity_line(identity: str, manifest: Manifest) -> str:
 
 
 def find_finished(
-    destination: Destination, identity: str | None, *, by_content: bool
+    destination: Destination, identity: str | None, settings: OutputConfig
 ) -> FinishedBuild | None:
     """Return the build in an output folder if it is up to date.
 
     Args:
         destination: The destination of the command.
         identity: The identity of the build that the command would make.
-        by_content: Whether all files of a local folder are compared with their digests.
+        settings: The settings of the output. With `overwrite`, a local folder is examined more
+            closely: what is damaged or left over, this command repairs or removes.
 
     Raises:
         StorageError: The store cannot be reached.
         HubError: The Hub cannot be reached.
     """
     folder = _folder_at_head(destination)
-    if identity is None or folder is None or _has_open_commit(folder):
+    if identity is None or folder is None:
+        return None
+    if isinstance(folder, Path) and _has_leftovers(folder, settings):
         return None
     try:
         manifest = read_manifest(str(folder))
@@ -110,7 +116,7 @@ def find_finished(
         evaluation = read_manifest(str(folder / EVAL_FOLDER)) if manifest.eval else None
         if evaluation is not None and evaluation.digest != manifest.eval.get("digest"):
             return None
-        is_complete = _has_all_files(folder, manifest, evaluation, by_content=by_content)
+        is_complete = _has_all_files(folder, manifest, evaluation, by_content=settings.overwrite)
     except ManifestError:
         return None
     return FinishedBuild(folder, manifest, evaluation) if is_complete else None
@@ -124,9 +130,20 @@ def _folder_at_head(destination: Destination) -> BuildFolder | None:
     return None if head is None else StoreFolder(destination.at(head))
 
 
-def _has_open_commit(folder: BuildFolder) -> bool:
-    """Return whether a commit was interrupted, which may have left files of another build."""
-    return isinstance(folder, Path) and (folder / WORK_FOLDER / COMMIT_NAME).exists()
+def _has_leftovers(root: Path, settings: OutputConfig) -> bool:
+    """Return whether a build that was killed has left something that this command removes.
+
+    A commit that was interrupted may also have left files of another build in place.
+    """
+    work = root / WORK_FOLDER
+    if (work / COMMIT_NAME).exists():
+        return True
+    if not settings.overwrite or not root.is_dir():
+        return False
+    left = {*work_files(work)}
+    if settings.keep_spill:
+        left = {name for name in left - HELD_NAMES if not REUSABLE_NAME.fullmatch(name)}
+    return bool(left) or any(is_temporary_name(name) for name, _ in list_paths(root))
 
 
 def _read_identity_line(folder: BuildFolder) -> str:
