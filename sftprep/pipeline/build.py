@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from sftprep.config.build import BuildConfig
 from sftprep.core.atomic_write import open_file_errors
@@ -33,8 +34,13 @@ from sftprep.pipeline.groups.rounds import (
 )
 from sftprep.pipeline.groups.run import write_evaluation
 from sftprep.pipeline.groups.task import GroupDone, GroupTask
-from sftprep.pipeline.kept_work import KeptWork, OnResume, find_kept_work
-from sftprep.pipeline.output.claim import Output, claim_destination, find_destination
+from sftprep.pipeline.kept_work import KeptWork, OnResume, report_kept_work
+from sftprep.pipeline.output.claim import (
+    Destination,
+    Output,
+    claim_destination,
+    find_destination,
+)
 from sftprep.pipeline.output.data_card import data_card
 from sftprep.pipeline.output.part_identity import check_identity
 from sftprep.pipeline.output.root_manifest import NewGroup, link_evaluation, make_manifest
@@ -112,11 +118,14 @@ def build(
     setup = prepare_setup(config, data, eval_data)
     identity = find_identity(config, setup)
     finished = find_finished(destination, identity, config.output)
-    if finished is not None:
-        return BuildReport(
+    if finished is None:
+        callbacks = _Callbacks(progress, on_resume)
+        report = _build_into(destination, config, setup, identity, callbacks, executor)
+    else:
+        report = BuildReport(
             finished.folder,
             finished.manifest,
-            seconds=time.monotonic() - started,
+            seconds=0.0,
             bytes_read=0,
             reused=0,
             workers=0,
@@ -124,6 +133,25 @@ def build(
             readings=tuple(setup.readings),
             is_up_to_date=True,
         )
+    return dataclasses.replace(report, seconds=time.monotonic() - started)
+
+
+class _Callbacks(NamedTuple):
+    """The callbacks of a build."""
+
+    progress: Progress
+    on_resume: OnResume
+
+
+def _build_into(
+    destination: Destination,
+    config: BuildConfig,
+    setup: Setup,
+    identity: str | None,
+    callbacks: _Callbacks,
+    executor: Executor | None,
+) -> BuildReport:
+    """Run a build after its setup, and return its report without its duration."""
     with ExitStack() as stack:
         executor = executor or stack.enter_context(connect_executor(config))
         if executor is not None and executor.far:
@@ -133,11 +161,9 @@ def build(
         output = stack.enter_context(claim_destination(destination, config.output))
         check_identity(output.work, config, setup)
         with start_workers(config, setup, output.work, executor) as workers:
-            tasks = workers.tasks
-            kept = find_kept_work(find_last_round(tasks), input_bytes(setup))
-            if kept is not None:
-                on_resume(kept)
-            shown = GroupProgress(progress, input_bytes(setup) * count_rounds(tasks))
+            tasks, total = workers.tasks, input_bytes(setup)
+            kept = report_kept_work(find_last_round(tasks), total, callbacks.on_resume)
+            shown = GroupProgress(callbacks.progress, total * count_rounds(tasks))
             send = _sender(output, tasks)
             rounds = run_rounds(tasks, workers.executor, shown, on_done=send)
             _check_complete(rounds, output.work)
@@ -153,7 +179,7 @@ def build(
     return BuildReport(
         folder,
         dataclasses.replace(manifest, folder=folder),
-        seconds=time.monotonic() - started,
+        seconds=0.0,
         bytes_read=sum(each.bytes for each in done),
         reused=sum(each.reused for each in done),
         workers=workers.count,

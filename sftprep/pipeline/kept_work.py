@@ -42,8 +42,10 @@ OnResume = Callable[[KeptWork], None]
 """A callback that receives what is kept, before the build continues."""
 
 
-def find_kept_work(tasks: list[GroupTask], input_bytes: int | None) -> KeptWork | None:
-    """Return what a build finds in its work folder; None if there is nothing.
+def report_kept_work(
+    tasks: list[GroupTask], input_bytes: int | None, on_resume: OnResume
+) -> KeptWork | None:
+    """Report what a build finds in its work folder, and return it; None if there is nothing.
 
     A file that turns out to be damaged, or to belong to an input that has changed, is made again.
 
@@ -51,6 +53,7 @@ def find_kept_work(tasks: list[GroupTask], input_bytes: int | None) -> KeptWork 
         tasks: The groups of the build, as `find_last_round` returns them.
         input_bytes: The size of all input files; None for a part of a build. It counts its groups
             only, since it is not known which of the partitions in the folder are its own.
+        on_resume: Called with the result, unless there is nothing.
     """
     work = tasks[0].settings.work
     receipts = [read_receipt(work / receipt_name(receipt_key(task))) for task in tasks]
@@ -65,7 +68,9 @@ def find_kept_work(tasks: list[GroupTask], input_bytes: int | None) -> KeptWork 
         total = max(kept, input_bytes) if _has_plain_inputs(tasks) else None
     if not done and not partitions:
         return None
-    return KeptWork(len(done), len(tasks), partitions, kept, total)
+    found = KeptWork(len(done), len(tasks), partitions, kept, total)
+    on_resume(found)
+    return found
 
 
 def _measure_spills(work: Path, counted: Set[str], recipes: Set[str]) -> tuple[int, int]:

@@ -7,10 +7,12 @@ is run again; a part that is run twice finds its receipts.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sftprep.config.build import BuildConfig
 from sftprep.config.user_functions import function_key
@@ -26,7 +28,7 @@ from sftprep.pipeline.groups.rounds import (
 )
 from sftprep.pipeline.groups.task import GroupTask
 from sftprep.pipeline.groups.task_list import check_groups
-from sftprep.pipeline.kept_work import KeptWork, OnResume, find_kept_work
+from sftprep.pipeline.kept_work import KeptWork, OnResume, report_kept_work
 from sftprep.pipeline.output.part_identity import record_identity
 from sftprep.pipeline.output.shared_folder import check_joined, join_output
 from sftprep.pipeline.output.up_to_date import find_finished, find_identity
@@ -100,48 +102,68 @@ def build_part(
     check_groups(setup, config, is_far=False)
     _check_functions(setup)
 
-    def is_own(task: GroupTask) -> bool:
-        return task.number % count == number - 1
-
     folder = Path(config.output.output)
-    identity = find_identity(config, setup)
-    finished = find_finished(folder, identity, config.output)
-    if finished is not None:
-        return PartReport(
+    finished = find_finished(folder, find_identity(config, setup), config.output)
+    if finished is None:
+        part = _Part(number, count)
+        report = _build_into(folder, config, setup, part, progress, on_resume)
+    else:
+        report = PartReport(
             folder=folder,
             part=f"{number}/{count}",
             groups=0,
             groups_done=len(finished.manifest.groups),
             groups_total=len(finished.manifest.groups),
             waiting_for=(),
-            seconds=time.monotonic() - started,
+            seconds=0.0,
             bytes_read=0,
             reused=0,
             workers=0,
             is_up_to_date=True,
         )
+    return dataclasses.replace(report, seconds=time.monotonic() - started)
+
+
+class _Part(NamedTuple):
+    """The number of a part, from 1, and the number of all parts."""
+
+    number: int
+    total: int
+
+    def is_own(self, task: GroupTask) -> bool:
+        """Return whether a group belongs to the part."""
+        return task.number % self.total == self.number - 1
+
+
+def _build_into(
+    folder: Path,
+    config: BuildConfig,
+    setup: Setup,
+    part: _Part,
+    progress: Progress,
+    on_resume: OnResume,
+) -> PartReport:
+    """Run a part after its setup, and return its report without its duration."""
     with join_output(folder, overwrite=config.output.overwrite) as work:
         record_identity(work, config, setup)
         with start_workers(config, setup, work, None) as workers:
             tasks = workers.tasks
-            own = [*filter(is_own, find_last_round(tasks))]
-            kept = find_kept_work(own, None) if own else None
-            if kept is not None:
-                on_resume(kept)
-            total = input_bytes(setup) * count_rounds(tasks) // count
+            own = [*filter(part.is_own, find_last_round(tasks))]
+            kept = report_kept_work(own, None, on_resume) if own else None
+            total = input_bytes(setup) * count_rounds(tasks) // part.total
             shown = GroupProgress(progress, total)
-            rounds = run_rounds(tasks, workers.executor, shown, is_own)
+            rounds = run_rounds(tasks, workers.executor, shown, part.is_own)
         check_unchanged(setup.inputs)
         check_joined(folder)
         done = rounds.done.values()
         return PartReport(
             folder=folder,
-            part=f"{number}/{count}",
-            groups=sum(map(is_own, tasks)),
+            part=f"{part.number}/{part.total}",
+            groups=len(own),
             groups_done=sum((work / receipt_name(receipt_key(t))).exists() for t in rounds.tasks),
             groups_total=len(tasks),
-            waiting_for=tuple(sorted({missing % count + 1 for missing in rounds.waiting_for})),
-            seconds=time.monotonic() - started,
+            waiting_for=tuple(sorted({missing % part.total + 1 for missing in rounds.waiting_for})),
+            seconds=0.0,
             bytes_read=sum(each.bytes for each in done),
             reused=sum(each.reused for each in done),
             workers=workers.count,

@@ -258,8 +258,8 @@ def test_a_mixture_in_a_config_file_is_reported_by_source(files, tokenizer_dir, 
     assert summary["evaluation"]["accounting"]["sequences"] == sum(
         s["accounting"]["left_out"].get("held_out", 0) for s in summary["sources"]
     )
+    command = ["build", "--config", str(config), "--output", str(tmp_path / "o")]
     with pytest.raises(SystemExit):
-        command = ["build", "--config", str(config), "--output", str(tmp_path / "o")]
         main([*command, "--overwrite", "--seed", "1"])
     printed = capsys.readouterr().out
     assert "(limit 4: the rest was not read)" in printed
