@@ -8,11 +8,10 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftprep.pipeline.groups.receipt_files import read_receipt
-from sftprep.pipeline.groups.receipts import receipt_key
+from sftprep.pipeline.groups.receipts import find_kept
 from sftprep.pipeline.groups.task import GroupTask
 from sftprep.pipeline.passes.spill import read_origin
-from sftprep.shards.layout import SPILL_PATTERN, receipt_name
+from sftprep.shards.layout import SPILL_PATTERN
 from sftprep.sources.readers.lines import compression
 
 _MOST_SPILLS = 2_000
@@ -56,8 +55,7 @@ def report_kept_work(
         on_resume: Called with the result, unless there is nothing.
     """
     work = tasks[0].settings.work
-    receipts = [read_receipt(work / receipt_name(receipt_key(task))) for task in tasks]
-    done = [receipt for receipt in receipts if receipt is not None]
+    done = [receipt for receipt in map(find_kept, tasks) if receipt is not None]
     kept = sum(receipt.bytes for receipt in done)
     partitions, total = 0, None
     if input_bytes is not None:

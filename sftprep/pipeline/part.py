@@ -19,7 +19,7 @@ from sftprep.config.user_functions import function_key
 from sftprep.config.validation import is_url, parse_part
 from sftprep.core.atomic_write import open_file_errors
 from sftprep.errors import ConfigError, setting
-from sftprep.pipeline.groups.receipts import receipt_key
+from sftprep.pipeline.groups.receipts import find_kept
 from sftprep.pipeline.groups.rounds import (
     GroupProgress,
     count_rounds,
@@ -36,7 +36,6 @@ from sftprep.pipeline.passes.shard_pass import Progress
 from sftprep.pipeline.prepare.inputs import check_unchanged
 from sftprep.pipeline.prepare.setup import Setup, prepare_setup
 from sftprep.pipeline.workers import input_bytes, start_workers
-from sftprep.shards.layout import receipt_name
 from sftprep.sources.partition import Source
 
 
@@ -160,7 +159,7 @@ def _build_into(
             folder=folder,
             part=f"{part.number}/{part.total}",
             groups=len(own),
-            groups_done=sum((work / receipt_name(receipt_key(t))).exists() for t in rounds.tasks),
+            groups_done=sum(find_kept(task) is not None for task in rounds.tasks),
             groups_total=len(tasks),
             waiting_for=tuple(sorted({missing % part.total + 1 for missing in rounds.waiting_for})),
             seconds=0.0,

@@ -79,6 +79,16 @@ def test_nothing_is_reported_at_a_first_start_or_for_work_of_other_settings(
     assert run(path, output=str(tmp_path / "p")).resumed is None
 
 
+def test_a_receipt_from_the_cache_without_its_shards_is_no_work(run: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", texts_of(2000))
+    run(path, group_bytes=GROUP_BYTES, output=str(tmp_path / "other"))
+    with pytest.raises(Interruption):
+        run(path, group_bytes=GROUP_BYTES, stop_after=("tokenize", 1))
+    assert [*(tmp_path / "o" / "spill").glob("receipt-*")]
+    kept = run(path, group_bytes=GROUP_BYTES).resumed
+    assert (kept.groups, kept.partitions) == (0, 1)
+
+
 @pytest.mark.parametrize("rounds", ["one", "weights", "duplicates"])
 def test_the_groups_that_are_done_are_counted(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: str

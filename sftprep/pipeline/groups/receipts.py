@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,37 @@ def find_done(task: GroupTask, key: str) -> GroupDone | None:
     return _done(receipt, reused=len(receipt.spills))
 
 
+def find_kept(task: GroupTask) -> Receipt | None:
+    """Return the receipt of a group in the work folder, if its shards are there.
+
+    It says what `find_done` is about to find, from the sizes of the shards alone. A receipt from
+    the cache may be there without them.
+    """
+    receipt = read_receipt(task.settings.work / receipt_name(receipt_key(task)))
+    if receipt is None or not receipt.group:
+        return receipt
+    shards = json.loads(receipt.group)["shards"]
+    sizes = {f"{SHARD_FOLDER}/{shard['name']}": shard["bytes"] for shard in shards}
+    return receipt if all(_has_size(task, *item) for item in sizes.items()) else None
+
+
+def _has_size(task: GroupTask, name: str, size: int) -> bool:
+    """Return whether a shard was sent, or is in the work folder or output folder with its size."""
+    staged = task.staging / name
+    if staged.with_name(f"{staged.name}{SENT_SUFFIX}").is_file():
+        return True
+    for path in (staged, _final_path(task, name)):
+        with suppress(OSError):
+            if path.lstat().st_size == size:
+                return True
+    return False
+
+
+def _final_path(task: GroupTask, name: str) -> Path:
+    # Files are staged under the same paths as later in the output folder.
+    return task.settings.root / (task.staging / name).relative_to(task.settings.work)
+
+
 def _done(receipt: Receipt, *, reused: int) -> GroupDone:
     group = json.loads(receipt.group) if receipt.group else {}
     return GroupDone(
@@ -198,18 +230,15 @@ def _has_file(task: GroupTask, name: str, size: int, expected: str) -> bool:
     sent = staged.with_name(f"{staged.name}{SENT_SUFFIX}")
     if sent.is_file() and sent.read_bytes() == expected.encode():
         return True
-    # Files are staged under the same paths as later in the output folder.
-    final = task.settings.root / staged.relative_to(task.settings.work)
+    final = _final_path(task, name)
     return not final.is_symlink() and find_digest(final) == expected
 
 
 def _has_index(task: GroupTask, group: Group) -> bool:
     """Return whether the index of a group is in the work folder or in the output folder."""
-    staged = task.staging / index_path(group.key, group.index_digest)
-    final = task.settings.root / staged.relative_to(task.settings.work)
-    return any(
-        is_index(path, group.index_digest) for path in (staged, final) if not path.is_symlink()
-    )
+    name = index_path(group.key, group.index_digest)
+    paths = (task.staging / name, _final_path(task, name))
+    return any(is_index(path, group.index_digest) for path in paths if not path.is_symlink())
 
 
 def find_shards(work: Path, done: GroupDone) -> tuple[ShardInfo, ...]:
