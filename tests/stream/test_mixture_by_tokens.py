@@ -18,7 +18,7 @@ from sftprep import BuildConfig
 from sftprep.core.ragged import to_offsets
 from sftprep.core.types import TokenBatch
 from sftprep.errors import ConfigError, MismatchError
-from sftprep.shards.reader import Pack
+from sftprep.shards.reading.pack import Pack
 from sftprep.stream import Mixture, PackedStream, open_stream
 from sftprep.stream.sources.base import LaneAssignment
 from sftprep.stream.sources.mixture import OpenedMixture
