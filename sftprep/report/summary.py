@@ -11,8 +11,8 @@ from sftprep.errors import FlagNames, escape_control, format_count
 from sftprep.pipeline.build import BuildReport
 from sftprep.pipeline.kept_work import KeptWork
 from sftprep.records.inspection.source_reading import SourceReading
-from sftprep.report.tokenizer_lines import tokenizer_lines
 from sftprep.report.source_summary import share_lines, source_data, source_lines
+from sftprep.report.tokenizer_lines import tokenizer_lines
 from sftprep.shards.length_advice import advise_length, length_warning
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.warning_kinds import data_warnings
