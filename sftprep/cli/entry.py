@@ -65,7 +65,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(0)
     except KeyboardInterrupt:
         command = escape_control(shlex.join(["sftprep", *tokens]))
-        print(f"interrupted; to resume, run the same command again: {command}", file=sys.stderr)
+        is_resumed = tokens[:1] in (["build"], ["push"])
+        next_step = "what is done is kept. To resume, run" if is_resumed else "to start again, run"
+        print(f"interrupted; {next_step} the same command again: {command}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         # Settings are validated when their dataclass is made, which the parser does: it wraps the

@@ -60,7 +60,7 @@ def test_an_interrupted_build_prints_the_command_that_resumes_it(
     _, errors = build.communicate(timeout=60)
     assert build.returncode == 130
     assert "Traceback" not in errors
-    assert errors.splitlines()[-1].startswith("interrupted; to resume, run the same command")
+    assert errors.splitlines()[-1].startswith("interrupted; what is done is kept. To resume, run")
     assert f"--output {tmp_path / 'o'} --transform" in errors
     assert not (tmp_path / "o" / "manifest.json").exists()
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
