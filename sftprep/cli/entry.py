@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
 import traceback
@@ -36,6 +37,10 @@ from sftprep.errors import (
 )
 
 
+_STORE_LIBRARIES = ("gcsfs", "s3fs", "adlfs", "fsspec", "aiohttp", "azure", "botocore")
+"""Loggers of libraries that log, with a traceback, the exception that they raise as well."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line, and exit with its exit code.
 
@@ -44,6 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
     """
     tokens = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in tokens
+    if not debug:
+        for name in _STORE_LIBRARIES:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         tokens = [*replace_flags(tokens)]
         app.config = (*_config_from_file(tokens), _reject_fractions)

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from sftprep.cli.app import app
 from sftprep.cli.console import print_json
-from sftprep.errors import format_count
+from sftprep.errors import ConfigError, format_count, setting
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def _read_age(kind: Any, tokens: Sequence[Any]) -> timedelta:
+    """Return an age such as 7d, 12h or 1d12h."""
+    text = tokens[0].value
+    parts = re.findall(r"(\d+)([smhdw])", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ConfigError(
+            f"{setting('older_than', text)} is not an age",
+            remedy="write a number with a unit: s, m, h, d or w, such as 7d or 12h",
+        )
+    ages = (timedelta(**{_UNITS[unit]: int(number)}) for number, unit in parts)
+    return sum(ages, timedelta())
 
 
 @app.command
 def gc(
     url: str,
     *,
-    older_than: timedelta = timedelta(days=7),
+    older_than: Annotated[timedelta, Parameter(converter=_read_age)] = timedelta(days=7),
     dry_run: bool = False,
     json: bool = False,
     debug: bool = False,

@@ -103,7 +103,7 @@ class PackConfig:
     """Tokens in a pack, and the maximum length of a sequence; see --overlong. Default: the limit of
     the tokenizer, at most 1024."""
     packing: Packing = "bfd"
-    """bfd: best-fit decreasing over the whole corpus; bfd_split: the same, with --overlong split;
+    """bfd: best-fit decreasing over each group; bfd_split: the same, with --overlong split;
     exact: packs filled to the last token where possible, the rest as bfd, and never more packs;
     wrapped: all sequences concatenated, and cut every max_length tokens; none: one sequence per
     row."""

@@ -176,6 +176,9 @@ def test_rejected_records_and_warnings_have_the_lines_of_their_file(
     with pytest.raises(TooManyRejected, match="1 of 2,000") as refused:
         run(path, "q", on_bad_record="quarantine", max_rejected="0")
     assert f"{path}:1900" in str(refused.value)
+    # Held-out records have no rejected ones of their own, and are no reason for another error.
+    with pytest.raises(TooManyRejected, match="1 of 2,000"):
+        run(path, "r", on_bad_record="quarantine", max_rejected="0", eval_fraction=0.1)
 
 
 def test_the_first_record_of_a_warning_is_found_in_a_later_group(run: Any, tmp_path: Path) -> None:

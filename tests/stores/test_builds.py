@@ -9,7 +9,7 @@ import pickle
 
 import pytest
 
-from sftprep import merge, open_shards, read_manifest, verify
+from sftprep import build, merge, open_shards, read_manifest, verify
 from sftprep.cli import main
 from sftprep.errors import (
     ConfigError,
@@ -380,6 +380,29 @@ def test_groups_of_a_build_in_a_store_are_built_again(memory, small, tmp_path):
     assert memory.names() == before
     assert report.manifest.data_digest == small(tmp_path / "o").manifest.data_digest
     assert verify(str(memory)).ok
+
+
+def test_a_build_in_a_store_is_neither_in_another_one_nor_among_other_files(
+    memory, small, tmp_path
+):
+    small(memory / "b")
+    names = (memory / "b").names()
+    for inside in ("b/eval", "b/more/deep"):
+        with pytest.raises(OutputExists, match=r"is inside memory://.*/b, which holds a build"):
+            small(memory / inside)
+    # The other way round: a build in the place of the evaluation records, or other files.
+    small(memory / "c" / "eval")
+    with pytest.raises(
+        OutputExists, match=r"do not belong to a build in it: .*eval/manifest\.json"
+    ):
+        small(memory / "c", eval_fraction=0.3)
+    source = put_object(memory / "d", "rows.jsonl", example_lines(0, 5), tmp_path)
+    with pytest.raises(OutputExists, match=r"do not belong to a build in it: rows\.jsonl"):
+        small(memory / "d")
+    with pytest.raises(ConfigError, match=r"the input memory://.*/d is in the output folder"):
+        build(str(memory / "d"), output=str(memory / "d"), tokenizer="unused")
+    assert (memory / "b").names() == names
+    assert (memory / "d").names() == {source.rpartition("/")[2]}
 
 
 def test_parts_and_merges_are_for_local_folders(memory, small, tmp_path, capsys):

@@ -28,6 +28,14 @@ def test_garbage_is_removed_by_age_and_name(memory, small, tmp_path):
     assert verify(str(memory)).ok
 
 
+def test_a_build_in_the_place_of_evaluation_records_is_no_garbage(memory, small, tmp_path):
+    small(memory / "eval")
+    names = memory.names()
+    assert collect_garbage(str(memory), datetime.timedelta(0)) == []
+    assert memory.names() == names
+    assert verify(str(memory / "eval")).ok
+
+
 def test_garbage_is_kept_if_the_manifest_cannot_be_read(memory, small, tmp_path):
     small(memory)
     content = read_object(memory, "manifest.json")
@@ -51,6 +59,14 @@ def test_the_command_removes_garbage(memory, small, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["gc", str(tmp_path)])
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("age", ["5", "d7", "7d x", "", "7d12"])
+def test_an_age_has_a_unit(memory, capsys, age):
+    with pytest.raises(SystemExit) as exit:
+        main(["gc", str(memory), "--older-than", age])
+    assert exit.value.code == 2
+    assert "write a number with a unit: s, m, h, d or w" in capsys.readouterr().err
 
 
 def test_a_bucket_that_does_not_exist_is_an_error(s3):

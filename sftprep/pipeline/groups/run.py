@@ -279,7 +279,8 @@ def write_group(
     rejected = task.settings.work / raw_rejected_name(receipt)
     write_rejected(split.parts, split.duplicates, [info.path for info in infos], rejected)
     if task.is_only:
-        check_rejected(ledger, [rejected], config)
+        if rejected.exists():  # a ledger of held-out records also has the rejected ones of others
+            check_rejected(ledger, [rejected], config)
         check_not_empty(ledger, infos, [rejected], config.format, evaluation=split.evaluation)
     lengths = _count_lengths(task, split, infos)
     place = ShardPlace(

@@ -49,6 +49,7 @@ from sftprep.shards.layout import (
 from sftprep.shards.manifest import Manifest, read_manifest
 from sftprep.shards.ownership import committed_names, is_final_file, is_work_file
 from sftprep.shards.schema import SHARD_PATTERN
+from sftprep.stores.folder import BuildFolder
 
 FINAL_NAME = re.compile(
     rf"(eval/)?(manifest\.json|{SHARD_FOLDER}/{SHARD_PATTERN}"
@@ -70,10 +71,15 @@ def check_not_in_build(root: Path) -> None:
     """
     for parent in Path(os.path.realpath(root)).parents:
         if is_build_folder(parent):
-            raise OutputExists(
-                f"{root} is inside {parent}, which holds a build",
-                remedy=f"choose an {setting('output')} folder outside of it",
-            )
+            raise inside_build_error(root, parent)
+
+
+def inside_build_error(root: BuildFolder, parent: BuildFolder) -> OutputExists:
+    """Return the error for an output folder inside the folder of another build."""
+    return OutputExists(
+        f"{root} is inside {parent}, which holds a build",
+        remedy=f"choose an {setting('output')} folder outside of it",
+    )
 
 
 def check_contents(root: Path, *, overwrite: bool) -> set[str]:
@@ -129,7 +135,9 @@ def check_not_finished(root: Path) -> None:
 
 
 def _finished_build_error(root: Path, manifest: Manifest) -> OutputExists:
-    inputs = ", ".join(info.path for info in manifest.inputs[:3])
+    paths = [info.path for info in manifest.inputs]
+    more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
+    inputs = ", ".join(paths[:3]) + more
     return OutputExists(
         f"{root} holds a finished build of {manifest.rows:,} packs from {inputs}",
         remedy=[
@@ -139,7 +147,7 @@ def _finished_build_error(root: Path, manifest: Manifest) -> OutputExists:
     )
 
 
-def user_files_error(root: Path, names: list[str], problem: str = "") -> OutputExists:
+def user_files_error(root: BuildFolder, names: list[str], problem: str = "") -> OutputExists:
     """Return the error for a user's files in an output folder.
 
     Args:

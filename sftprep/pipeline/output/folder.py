@@ -245,7 +245,7 @@ def _hold_folder(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
     """
     work = root / WORK_FOLDER
     remedy = f"wait until it has ended, or choose another {setting('output')} folder"
-    with exclusive(work / LOCK_NAME, "another build", root, remedy=remedy):
+    with exclusive(work / LOCK_NAME, "another build, or a part of one,", root, remedy=remedy):
         with storage_errors(root):
             # Checked again, because another build may have ended since the first check.
             previous = check_contents(root, overwrite=overwrite)

@@ -49,11 +49,14 @@ def collect_garbage(
     # Listed before the manifest is read: a build that commits in between is seen in the manifest.
     files = root.list_files()
     before = datetime.datetime.now(datetime.UTC) - older_than
+    named = {file.url.removeprefix(f"{root}/"): file for file in files}
     kept = set(_named_files(url))
+    if f"{EVAL_FOLDER}/{MANIFEST_NAME}" in named:  # a build of its own, whose files look like ours
+        kept |= {name for name in named if name.startswith(f"{EVAL_FOLDER}/")}
     garbage = {
         name: file
-        for file in files
-        if (name := file.url.removeprefix(f"{root}/")) not in kept
+        for name, file in named.items()
+        if name not in kept
         and (FINAL_NAME.fullmatch(name) or name.startswith(PROBE_PREFIX))
         and file.modified is not None
         and file.modified < before

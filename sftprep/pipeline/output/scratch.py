@@ -9,8 +9,8 @@ group.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +18,7 @@ from pathlib import Path
 from sftprep.config.build import OutputConfig
 from sftprep.config.cache_location import cache_dir
 from sftprep.core.atomic_write import storage_errors, write_bytes
-from sftprep.errors import OutputBusy
+from sftprep.errors import OutputBusy, setting
 from sftprep.pipeline.output.folder import OutputFolder, claim_output
 from sftprep.shards.group import ShardInfo
 from sftprep.shards.layout import SENT_SUFFIX, SHARD_FOLDER
@@ -105,7 +105,8 @@ def _mark_of(path: Path) -> Path:
     return path.with_name(f"{path.name}{SENT_SUFFIX}")
 
 
-def claim_scratch(settings: OutputConfig, url: str) -> AbstractContextManager[OutputFolder]:
+@contextmanager
+def claim_scratch(settings: OutputConfig, url: str) -> Iterator[OutputFolder]:
     """Claim the local folder of a build for a URL, in which its spills are found after a kill.
 
     Args:
@@ -116,4 +117,16 @@ def claim_scratch(settings: OutputConfig, url: str) -> AbstractContextManager[Ou
         SftprepError: The errors of `claim_output`.
     """
     scratch = Path(settings.scratch).absolute() if settings.scratch else cache_dir() / "scratch"
-    return claim_output(scratch / sha256(url.encode()).hexdigest()[:16], overwrite=True)
+    claim = claim_output(scratch / sha256(url.encode()).hexdigest()[:16], overwrite=True)
+    with ExitStack() as stack:
+        try:
+            local = stack.enter_context(claim)
+        except OutputBusy as error:
+            raise OutputBusy(
+                f"{error.message}, the scratch folder of {url}",
+                remedy=[
+                    f"wait until it has ended, or choose another {setting('output')}",
+                    f"use another scratch folder: {setting('scratch', 'DIR')}",
+                ],
+            ) from error
+        yield local

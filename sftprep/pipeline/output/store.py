@@ -27,7 +27,12 @@ from typing import NamedTuple
 from sftprep.config.build import OutputConfig
 from sftprep.core.atomic_write import storage_errors
 from sftprep.errors import ManifestError, OutputBusy, OutputExists, StorageError, setting
-from sftprep.pipeline.output.contents import card_notice
+from sftprep.pipeline.output.contents import (
+    FINAL_NAME,
+    card_notice,
+    inside_build_error,
+    user_files_error,
+)
 from sftprep.pipeline.output.scratch import ScratchOutput, claim_scratch, lost_shards
 from sftprep.shards.group import files_of_group
 from sftprep.shards.layout import (
@@ -35,6 +40,7 @@ from sftprep.shards.layout import (
     EVAL_FOLDER,
     LARGEST_MANIFEST,
     MANIFEST_NAME,
+    is_finished_build,
     tokenizer_paths,
 )
 from sftprep.shards.manifest import Manifest, parse_manifest, read_manifest
@@ -179,7 +185,8 @@ def claim_store(root: StoreFolder, settings: OutputConfig) -> Iterator[OutputSto
 
     Raises:
         ConfigError: The store does not decide between builds.
-        OutputExists: It holds a finished build that may not be replaced, or files of a user.
+        OutputExists: It holds a finished build that may not be replaced, or files of a user, or it
+            is in the folder of another build.
         OutputBusy: Another build on this machine works for the same output.
         StorageError: The folder cannot be written.
     """
@@ -192,12 +199,42 @@ def claim_store(root: StoreFolder, settings: OutputConfig) -> Iterator[OutputSto
                 f"choose another {setting('output')}",
             ],
         )
+    if replaced is None:
+        _check_place(root)
     root.check_conditions()
     with claim_scratch(settings, root.url) as local:
         output = OutputStore(root=root, scratch=local, replaced=replaced)
         if sent := output.find_sent():  # a build that was killed has sent them
             output.forget(sent.keys() - root.names())
         yield output
+
+
+def _check_place(root: StoreFolder) -> None:
+    """Check that a new output folder is not in another build, and has no files of others.
+
+    Raises:
+        OutputExists: It is, or it has.
+        StorageError: The store cannot be reached.
+    """
+    parent = root.parent
+    while not parent.url.endswith("/"):  # of the bucket: "s3:/"
+        if is_finished_build(str(parent)):
+            raise inside_build_error(root, parent)
+        parent = parent.parent
+    others = sorted(name for name in root.names() if not _is_left_by_build(name))
+    if others:
+        raise user_files_error(root, others)
+
+
+def _is_left_by_build(name: str) -> bool:
+    """Return whether the name of an object is one that a killed build may have left.
+
+    `eval/manifest.json` is the manifest of a build of its own: that of evaluation records has its
+    digest in the name.
+    """
+    is_hidden = "/." in f"/{name}"  # such as what checks of the store left
+    is_final = FINAL_NAME.fullmatch(name) and name != f"{EVAL_FOLDER}/{MANIFEST_NAME}"
+    return is_hidden or bool(is_final) or name == CARD_NAME
 
 
 def _read_committed(root: StoreFolder) -> _Committed | None:

@@ -21,6 +21,7 @@ from sftprep.sources.discovery.paths import (
     build_as_input,
     check_regular,
     file_identity,
+    input_in_output,
     is_build,
     is_folder,
     work_folder_of,
@@ -131,10 +132,7 @@ def _check_input_name(name: str) -> None:
 def _expand_input(name: str, search: FolderSearch) -> list[str]:
     _check_input_name(name)
     if search.is_output(os.path.realpath(name)):
-        raise ConfigError(
-            f"the input {name} is in the output folder",
-            remedy=[f"choose another {setting('output')}", "move the input to another folder"],
-        )
+        raise input_in_output(name)
     _reject_work_files(name)
     is_pattern = not os.path.lexists(name) or _matches_others(name)
     if not is_pattern and is_folder(name):

@@ -13,7 +13,7 @@ import stat
 from pathlib import Path
 
 from sftprep.config.validation import is_url
-from sftprep.errors import FormatError, InputUnreadable
+from sftprep.errors import ConfigError, FormatError, InputUnreadable, setting
 from sftprep.shards.layout import (
     GROUP_FOLDER,
     KEY_PATTERN,
@@ -164,6 +164,14 @@ def build_as_input(what: str, build: str, shards: str) -> FormatError:
             f"pack its sequences again, as they were cut: sftprep build '{shards}'",
             f"train on it: sfttrain run {build}",
         ],
+    )
+
+
+def input_in_output(name: str) -> ConfigError:
+    """Return the error for an input in the folder that is written to."""
+    return ConfigError(
+        f"the input {name} is in the output folder",
+        remedy=[f"choose another {setting('output')}", "move the input to another folder"],
     )
 
 

@@ -10,7 +10,7 @@ from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
 from sftprep.sources.discovery.file_types import SUFFIXES, is_data, is_metadata, kind_of
 from sftprep.sources.discovery.hub import FoundFile
 from sftprep.sources.discovery.hub_splits import HubConfig, files_of_splits
-from sftprep.sources.discovery.paths import build_as_input
+from sftprep.sources.discovery.paths import build_as_input, input_in_output
 from sftprep.sources.discovery.saved import choose_split
 from sftprep.stores.folder import StoredFile, list_files
 
@@ -39,12 +39,15 @@ def store_files(
         InputNotFound: The URL matches nothing.
         FormatError: A file is of a kind that is not read, or the folder is a build.
         InputUnreadable: The store does not say when a file changes.
-        ConfigError: The protocol is unknown, or no file belongs to the split.
+        ConfigError: The protocol is unknown, no file belongs to the split, or all files are in the
+            output folder.
         StorageError: The store cannot be reached.
     """
     url = url.rstrip("/")
     listed = list_files(url)
     files = [file for file in listed if not f"{file.url}/".startswith(f"{output}/")]
+    if listed and not files:
+        raise input_in_output(url)
     if any(file.url.startswith(f"{url}/") for file in files):
         files = _select_data(url, files, split, text_unit)
     else:
