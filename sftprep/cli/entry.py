@@ -36,7 +36,6 @@ from sftprep.errors import (
     settings_shown_as,
 )
 
-
 _STORE_LIBRARIES = ("gcsfs", "s3fs", "adlfs", "fsspec", "aiohttp", "azure", "botocore")
 """Loggers of libraries that log, with a traceback, the exception that they raise as well."""
 

@@ -280,7 +280,7 @@ def test_files_in_folders_with_our_names_are_kept(
     (output / folder).mkdir(parents=True, exist_ok=True)
     (output / folder / "precious.txt").write_text("mine")
     with pytest.raises(OutputExists, match=rf"{folder}/precious\.txt"):
-        build(path, tokenizer=tokenizer_dir, output=output, overwrite=True)
+        build(path, tokenizer=tokenizer_dir, output=output, overwrite=True, seed=1)
     assert (output / folder / "precious.txt").read_text() == "mine"
 
 

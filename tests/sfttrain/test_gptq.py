@@ -73,9 +73,8 @@ def test_the_calibration_has_the_sequences_with_the_most_trained_tokens(shards: 
     assert all(len(ids) == len(mask) <= 100 for ids, mask in chosen)
     # The loss is measured on the evaluation build.
     evaluation = sftprep.open_shards(shards / "eval")
-    first = evaluation[0]
-    length = min(int(first.seq_lengths[0]), 100)
-    assert np.array_equal(held_out[0][0], first.input_ids[:length])
+    first = next(SCRIPT["sequences"](evaluation, 100))
+    assert np.array_equal(held_out[0][0], first[0])
 
 
 def test_without_an_evaluation_build_the_loss_is_measured_on_other_sequences(shards: Path) -> None:

@@ -99,7 +99,7 @@ def test_an_adapter_on_a_real_model_loads_in_peft(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     packs = build(tmp_path, MODEL)
     arguments = [
@@ -130,6 +130,8 @@ def test_an_adapter_on_a_real_model_loads_in_peft(
     assert summary["kind"] == "adapter"
     assert summary["last_loss"] < summary["first_loss"] - 1
     base = AutoModelForCausalLM.from_pretrained(MODEL)
+    # The tokenizer of the build has the tokens of the template, which that of the model lacks.
+    base.resize_token_embeddings(len(AutoTokenizer.from_pretrained(tmp_path / "out")))
     ids = torch.arange(300, 330)[None]
     with torch.no_grad():
         before = base(input_ids=ids).logits

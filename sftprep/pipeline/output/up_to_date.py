@@ -24,7 +24,7 @@ from pathlib import Path
 
 from sftprep.config.build import BuildConfig, OutputConfig
 from sftprep.config.user_functions import function_key
-from sftprep.core.atomic_write import is_temporary_name
+from sftprep.core.atomic_write import is_temporary_name, storage_errors
 from sftprep.core.hashing import digest
 from sftprep.core.regular_files import read_regular_file
 from sftprep.errors import ManifestError
@@ -107,13 +107,17 @@ def find_finished(
     folder = _folder_at_head(destination)
     if identity is None or folder is None:
         return None
-    if isinstance(folder, Path) and _has_leftovers(folder, settings):
-        return None
+    name = str(folder)
+    if isinstance(folder, Path):
+        name = os.path.abspath(folder)  # "s3:/x" is a path here, and not a URL
+        with storage_errors(folder):
+            if _has_leftovers(folder, settings):
+                return None
     try:
-        manifest = read_manifest(str(folder))
+        manifest = read_manifest(name)
         if _read_identity_line(folder) != digest(identity, manifest.digest):
             return None
-        evaluation = read_manifest(str(folder / EVAL_FOLDER)) if manifest.eval else None
+        evaluation = read_manifest(f"{name}/{EVAL_FOLDER}") if manifest.eval else None
         if evaluation is not None and evaluation.digest != manifest.eval.get("digest"):
             return None
         is_complete = _has_all_files(folder, manifest, evaluation, by_content=settings.overwrite)
