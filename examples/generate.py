@@ -26,9 +26,10 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(arguments.adapter)
-    model = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(arguments.model), arguments.adapter
-    ).eval()
+    model = AutoModelForCausalLM.from_pretrained(arguments.model)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer))  # for the tokens of the chat template
+    model = PeftModel.from_pretrained(model, arguments.adapter).eval()
     chat = [{"role": "user", "content": arguments.ask}]
     inputs = tokenizer.apply_chat_template(
         chat, add_generation_prompt=True, return_tensors="pt", return_dict=True

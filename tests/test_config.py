@@ -47,6 +47,8 @@ def test_an_unknown_setting_names_the_nearest_one():
         lambda: PackConfig(max_length=1),
         lambda: PackConfig(packing="best"),
         lambda: PackConfig(seed=-1),
+        lambda: PackConfig(packing="bfd_split", overlong="error"),
+        lambda: PackConfig(packing="bfd_split", overlong="drop"),
         lambda: FormatConfig(map=("a",)),
         lambda: FormatConfig(map=("=a",)),
         lambda: FormatConfig(train_on="prompt"),

@@ -127,6 +127,12 @@ class PackConfig:
         check_choice(setting("packing"), self.packing, Packing)
         check_choice(setting("overlong"), self.overlong, Overlong)
         check_choice(setting("truncate_side"), self.truncate_side, TruncateSide)
+        if self.packing == "bfd_split" and self.overlong not in ("truncate", "split"):
+            raise ConfigError(
+                f"{setting('overlong', self.overlong)} has no effect with"
+                f" {setting('packing', 'bfd_split')}, which splits overlong sequences",
+                remedy=[f"leave out {setting('overlong')}", f"choose {setting('packing', 'bfd')}"],
+            )
         if self.packing == "bfd_split":  # the name of TRL for a combination of two settings
             object.__setattr__(self, "packing", "bfd")
             object.__setattr__(self, "overlong", "split")

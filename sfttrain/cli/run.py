@@ -292,7 +292,7 @@ def _merge(trainer: SFTTrainer, base: ModelConfig) -> str:
             output,
             base=base,
             device=trainer.args.device,
-            rows=int(unwrap_peft(trainer.model).get_input_embeddings().weight.shape[0]),
+            trained=unwrap_peft(trainer.model),
             tokenizer=trainer.processing_class,
         )
     return output

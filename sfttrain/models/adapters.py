@@ -155,7 +155,7 @@ def merge_adapter(
     *,
     base: ModelConfig,
     device: torch.device,
-    rows: int | None = None,
+    trained: Any | None = None,
     tokenizer: Any | None = None,
 ) -> None:
     """Merge a saved adapter into its base model, and save a plain transformers model.
@@ -169,7 +169,8 @@ def merge_adapter(
         output: The folder for the merged model.
         base: The base model as it was loaded for the training; it is loaded again.
         device: The device for merging.
-        rows: The number of rows of the embedding, if it has grown; else None.
+        trained: The base model of the training, of which the merged one gets the number of rows of
+            the embedding and the tokens at which a generation ends; None for those of `base`.
         tokenizer: The tokenizer that is saved with the model; None for no tokenizer.
 
     Raises:
@@ -183,8 +184,8 @@ def merge_adapter(
     model = load_model(base, device=device)
     if base.load_in_4bit or base.load_in_8bit:
         model = model.dequantize()
-    if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(rows)
+    if trained is not None:
+        _copy_vocabulary(trained, model)
     adapted = PeftModel.from_pretrained(model, os.fspath(adapter))
     merged = adapted.merge_and_unload(safe_merge=False)  # all of its tensors are checked here
     if names := names_not_finite(all_tensors(merged)):
@@ -208,6 +209,17 @@ def merge_adapter(
         if tokenizer is not None:
             tokenizer.save_pretrained(output)
         seal_checkpoint(os.fspath(output))
+
+
+def _copy_vocabulary(trained: Any, model: Any) -> None:
+    """Give a model the rows of the embedding and the end tokens of a trained one."""
+    rows = int(trained.get_input_embeddings().weight.shape[0])
+    if rows != model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows)
+    end = trained.config.get_text_config().eos_token_id
+    model.config.get_text_config().eos_token_id = end
+    if trained.can_generate():
+        model.generation_config.eos_token_id = trained.generation_config.eos_token_id
 
 
 def _add_new_tokens(model: Any, peft_config: Any, new: list[int]) -> Any:

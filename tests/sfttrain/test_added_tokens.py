@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import sftprep
 from sftprep.errors import MismatchError
 from sfttrain import SFTConfig, SFTTrainer
 from sfttrain.cli.main import main
+from tests.conftest import EXAMPLES
 from tests.sfttrain.tiny import tiny_model
 from tests.sfttrain.trainer_factory import CHATS, make_sft_trainer, model_folder, sequences
 
@@ -103,6 +106,11 @@ def test_an_adapter_trains_the_new_rows(build: Path, base: Path, tmp_path: Path)
     after = merged.get_input_embeddings().weight
     assert torch.equal(after[:600], before)
     check_tokenizer(tmp_path / "out" / "merged", build)
+    assert merged.config.eos_token_id == merged.generation_config.eos_token_id == NEW[1]
+    # The example loads the adapter with plain peft.
+    script = [sys.executable, str(EXAMPLES / "generate.py"), "--model", str(base)]
+    script += ["--adapter", str(tmp_path / "out"), "--ask", "Hi", "--max-new-tokens", "2"]
+    assert "assistant:" in subprocess.run(script, capture_output=True, text=True, check=True).stdout
     assert main(["chat", str(tmp_path / "out"), "--prompt", "Hi", "--max_new_tokens", "2"]) == 0
 
 
