@@ -92,6 +92,7 @@ def test_requests_are_at_most_slices_and_shards_and_thirty(
 ):
     monkeypatch.setattr(groups, "PARTITION_BYTES", 1_200)
     url = put_object(s3, "a.jsonl", example_lines(0, 60), tmp_path)
+    caplog.clear()
     with caplog.at_level(logging.INFO, logger="werkzeug"):
         manifest = small(s3 / "o", source=url).manifest
     requests = [text for text in caplog.messages if "HTTP/1.1" in text]
