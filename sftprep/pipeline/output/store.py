@@ -19,7 +19,7 @@ Nothing depends on a lock, a rename or a listing. What killed builds leave is re
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -190,7 +190,8 @@ def claim_store(root: StoreFolder, settings: OutputConfig) -> Iterator[OutputSto
         OutputBusy: Another build on this machine works for the same output.
         StorageError: The folder cannot be written.
     """
-    replaced = _read_committed(root)
+    names = root.names()
+    replaced = _read_committed(root) if MANIFEST_NAME in names else None
     if replaced is not None and not settings.overwrite:
         raise OutputExists(
             f"{root} holds a finished build of {replaced.manifest.rows:,} packs",
@@ -200,7 +201,7 @@ def claim_store(root: StoreFolder, settings: OutputConfig) -> Iterator[OutputSto
             ],
         )
     if replaced is None:
-        _check_place(root)
+        _check_place(root, names)
     root.check_conditions()
     with claim_scratch(settings, root.url) as local:
         output = OutputStore(root=root, scratch=local, replaced=replaced)
@@ -209,8 +210,12 @@ def claim_store(root: StoreFolder, settings: OutputConfig) -> Iterator[OutputSto
         yield output
 
 
-def _check_place(root: StoreFolder) -> None:
+def _check_place(root: StoreFolder, names: Iterable[str]) -> None:
     """Check that a new output folder is not in another build, and has no files of others.
+
+    Args:
+        root: The folder.
+        names: The names of the objects in it.
 
     Raises:
         OutputExists: It is, or it has.
@@ -221,7 +226,7 @@ def _check_place(root: StoreFolder) -> None:
         if is_finished_build(str(parent)):
             raise inside_build_error(root, parent)
         parent = parent.parent
-    others = sorted(name for name in root.names() if not _is_left_by_build(name))
+    others = sorted(name for name in names if not _is_left_by_build(name))
     if others:
         raise user_files_error(root, others)
 
