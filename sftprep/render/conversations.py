@@ -29,13 +29,13 @@ from sftprep.render.reasoning import (
     find_ends,
     find_insertions,
     has_reasoning,
-    has_tags,
     insert_into_pieces,
     insert_into_text,
     is_reasoning_shown,
     is_text_with_call_shown,
     without_reasoning,
 )
+from sftprep.render.reasoning_tags import has_tags
 
 
 class ConversationRenderer:

@@ -20,7 +20,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import accumulate
-from typing import Any
 
 from sftprep.chat_template.assistant_spans import is_assistant
 from sftprep.chat_template.compiler.compilation import RenderedPieces
@@ -29,18 +28,10 @@ from sftprep.chat_template.reference.turn_tracking import Region
 from sftprep.chat_template.template import Rendered
 from sftprep.core.types import Message
 from sftprep.errors import TemplateError
+from sftprep.render.reasoning_tags import has_tags, remove_tagged
 
 EMPTY_BLOCK = re.compile(r"<think>\s*</think>\s*")
 """A block of reasoning without reasoning, as some templates write it."""
-
-_TAG = re.compile(r"</?think(?:ing)?>")
-_BLOCK = re.compile(
-    r"(?:\A|<think(?:ing)?>)(?:(?!<think(?:ing)?>).)*?</think(?:ing)?>\s*", re.DOTALL
-)
-"""Reasoning in tags; the first opening tag may be in the generation prompt."""
-_UNCLOSED = re.compile(r"\A\s*<think(?:ing)?>.*\Z", re.DOTALL)
-"""Reasoning without an end, as in an answer that was cut."""
-_OPENING = re.compile(r"<think(?:ing)?>\s*\Z")
 
 _MOST_RENDERED = 100_000
 """The largest sum of the messages of all renderings of one conversation."""
@@ -59,26 +50,6 @@ def has_reasoning(message: Message) -> bool:
         any(message.get(key) for key in REASONING_KEYS)
         or (isinstance(content, str) and "</think>" in content)
     )
-
-
-def has_tags(text: Any) -> bool:
-    """Return whether a text contains a tag of reasoning."""
-    return isinstance(text, str) and "think" in text and _TAG.search(text) is not None
-
-
-def remove_tagged(text: str) -> str:
-    """Remove the reasoning in tags from an answer.
-
-    An unclosed tag at the start is followed by nothing but reasoning; elsewhere it is kept, because
-    it may be text about tags.
-    """
-    return _UNCLOSED.sub("", _BLOCK.sub("", text)) if has_tags(text) else text
-
-
-def remove_from_completion(prompt: str, completion: str) -> tuple[str, str]:
-    """Remove reasoning from a completion, and its opening tag from the end of the prompt."""
-    kept = remove_tagged(completion)
-    return (prompt if kept == completion else _OPENING.sub("", prompt)), kept
 
 
 def without_reasoning(message: Message) -> Message:

@@ -33,11 +33,10 @@ from sftprep.render.omissions.content_leaves import to_leaves
 from sftprep.render.reasoning import (
     EMPTY_BLOCK,
     find_emptied,
-    has_tags,
-    remove_from_completion,
     without_empty_blocks,
     without_omissible,
 )
+from sftprep.render.reasoning_tags import has_tags, remove_from_completion
 from sftprep.render.rendered_batch import RenderedBatch, Span, text_ending
 from sftprep.render.templates import RecipeTemplates
 from sftprep.render.token_space.anchors import Anchors

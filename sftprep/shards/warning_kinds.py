@@ -103,8 +103,8 @@ KINDS: dict[str, _Kind] = {
     "reasoning_removed": _Kind("record", "all reasoning was removed, as the settings specify"),
     REASONING_LEFT: _Kind(
         "record",
-        "tags of reasoning remain: they are in a text without turns, or it is not certain where"
-        " the reasoning ends",
+        "tags of reasoning remain: they are in a text without turns, or the answer appears to"
+        " mention them",
         f"remove it with {setting('transform', 'FILE.py:NAME')}",
     ),
     "prompt_not_prefix": _Kind(

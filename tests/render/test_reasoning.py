@@ -238,8 +238,8 @@ def test_reasoning_is_removed_from_keys_and_tags() -> None:
 def test_only_the_reasoning_is_removed_from_a_content() -> None:
     for content, rest in (
         ("<think>x</think>Close with </think> then go.", "Close with </think> then go."),
-        ("x</think>\n\nGo.", "Go."),
-        ("A<think>x</think>B", "AB"),
+        ("x\n</think>\n\nGo.", "Go."),
+        ("A\n<think>x</think>B", "A\nB"),
     ):
         message = {"role": "assistant", "content": content}
         assert without_reasoning(message)["content"] == rest

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from sftprep.render.reasoning_tags import find_blocks
 from tests.semantics.conftest import CHATML
 from tests.semantics.prepared import Prepared, prepare
+from tests.support import at_most
 
 REMOVED, LEFT = "warnings.reasoning_removed", "warnings.reasoning_left"
 
@@ -24,8 +26,16 @@ def answered(folder_with: Callable[[str], Path], content: str, **settings: Any) 
     [
         ("<think>so</think>\n\nYes.", "Yes."),
         ("<thinking>so</thinking>Yes.", "Yes."),
-        ("so</thinking>Yes.", "Yes."),
-        ("Yes.<thinking>so</thinking> No.", "Yes.No."),
+        ("so\n</thinking>\nYes.", "Yes."),
+        ("<think>a</think> <think>b</think> Yes.", "Yes."),
+        ("Yes.\n<thinking>so</thinking> No.", "Yes.\nNo."),
+        ("<think>a <think>b</think> c</think> Yes.", "Yes."),
+        ("<think>\na\n<think>\nb\n</think>\nc\n</think>\n\nYes.", "Yes."),
+        ("<think>a <think>b</think> Yes.", "Yes."),
+        ("<think>\nI open <think> now.\n</think>\n\nYes.", "Yes."),
+        ("<think>I close with `</think>` now.</think>Yes.", "Yes."),
+        ('<think>He said "a"</think>"Yes."', '"Yes."'),
+        ("I use `</think>` here.\n</think>\nYes.", "Yes."),
     ],
 )
 def test_reasoning_in_tags_is_removed_and_counted(
@@ -37,7 +47,7 @@ def test_reasoning_in_tags_is_removed_and_counted(
 
 
 @pytest.mark.parametrize(
-    "content", ["<think>abc</think>", "<think>abc", " <thinking>abc", "a</think> "]
+    "content", ["<think>abc</think>", "<think>abc", " <thinking>abc", "a\n</think> "]
 )
 def test_an_answer_that_is_only_reasoning_is_an_empty_target(
     folder_with: Any, content: str
@@ -57,10 +67,51 @@ def test_an_answer_with_reasoning_under_a_key_only_is_counted_once(folder_with: 
     assert (counts[REMOVED], counts["warnings.empty_target"]) == (1, 1)
 
 
-def test_a_tag_without_an_end_inside_an_answer_is_left_and_counted(folder_with: Any) -> None:
-    made = answered(folder_with, "The tag <think> starts it.")
-    assert "The tag <think> starts it." in made.text()
+MENTIONS = [
+    "The tag <think> starts it.",
+    "Use the </think> tag to end.",
+    "Close it with </think>",
+    "A tag `<think>` starts it and `</think>` ends it.",
+    "`<think>` starts it and `</think>` ends it.",
+    "Write <think> and </think> around it.",
+    "<think> starts it.\n".join(["Here, ", "Also "]) + "So be it.",
+    "For example:\n```\n<think>\nWhy?\n</think>\nSo.\n```\nDone.",
+    "It ends with\n```\n</think>\n```\nDone.",
+]
+
+
+@pytest.mark.parametrize("content", MENTIONS)
+def test_a_text_that_mentions_tags_is_left_and_counted(folder_with: Any, content: str) -> None:
+    made = answered(folder_with, content)
+    assert f"assistant\n{content}<|im_end|>" in made.text()
     assert (made.batch.counts[LEFT], REMOVED in made.batch.counts) == (1, False)
+
+
+@pytest.mark.parametrize("content", MENTIONS)
+def test_a_completion_that_mentions_tags_is_left_and_counted(
+    tokenizer_dir: Path, content: str
+) -> None:
+    made = prepare([{"prompt": "q ", "completion": content}], tokenizer_dir, reasoning="drop")
+    assert made.text() == f"q {content}<|im_end|>"
+    assert (made.batch.counts[LEFT], REMOVED in made.batch.counts) == (1, False)
+
+
+@pytest.mark.parametrize("content", MENTIONS)
+def test_an_answer_after_reasoning_may_mention_tags(folder_with: Any, content: str) -> None:
+    text = answered(folder_with, f"<think>\nso\n</think>\n\n{content}").text()
+    assert f"assistant\n{content}<|im_end|>" in text
+
+
+def test_many_tags_take_linear_time() -> None:
+    for part in (
+        "<think>",
+        "\n<think>\n",
+        "</think>",
+        "<think>a</think>b\n",
+        "\n<think>\na</think>",
+    ):
+        with at_most(5):
+            find_blocks(part * 50_000)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from sftprep.core.omissions import (
 from sftprep.core.types import Message, function_of
 from sftprep.render.omissions.tool_leaves import Scalar, copy_tool, find_tool_leaves
 from sftprep.render.omissions.written_values import WrittenValues
+from sftprep.render.reasoning_tags import split_tagged
 
 ANYWHERE = -1
 """The turn of leaves that may occur anywhere in the text: system messages and tools."""
@@ -175,20 +176,10 @@ def split_content(message: Message) -> list[tuple[str, str]]:
     if not isinstance(content, str):
         return []
     if message.get("role") == "assistant" and "</think>" in content:
-        before, _, answer = content.partition("</think>")
-        text, tag, reasoning = before.partition("<think>")
-        if tag:
-            return [("text", text), ("think", reasoning), ("text", answer)]
-        # The template of DeepSeek-R1 writes the opening tag. The closing tag is then on a line of
-        # its own, as opposed to one that an answer mentions.
-        role = "think" if _is_line(before, answer) else "text"
-        return [("text", ""), (role, before), ("text", answer)]
+        parts = split_tagged(content)
+        role = "think" if parts.is_reasoning else "text"
+        return [("text", parts.before), (role, parts.inside), ("text", parts.after)]
     return [("text", content)]
-
-
-def _is_line(before: str, after: str) -> bool:
-    """Return whether a tag between two texts is on a line of its own."""
-    return (not before or before.endswith("\n")) and (not after or after.startswith("\n"))
 
 
 def find_calls(message: Message) -> list[Any]:

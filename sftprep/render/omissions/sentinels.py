@@ -26,6 +26,7 @@ from sftprep.render.omissions.content_leaves import (
 )
 from sftprep.render.omissions.spellings import first_spelling, iter_spellings
 from sftprep.render.omissions.tool_leaves import find_tool_leaves
+from sftprep.render.reasoning_tags import split_tagged
 
 _SENTINEL = re.compile(r"zqx(\d{8})xqz|918(\d{8})|jv(\d+)w+|917(\d{8})", re.IGNORECASE)
 _FIRST_NUMBER = 918_0000_0000
@@ -177,7 +178,7 @@ class SentinelCopy:
         parts = split_content(message)
         self.shape.append(tuple((role, bool(part.strip())) for role, part in parts))
         if len(parts) > 1 and isinstance(message.get("content"), str):
-            self.shape.append("<think>" in message["content"].partition("</think>")[0])
+            self.shape.append(split_tagged(message["content"]).has_opening)
         if isinstance(message.get("content"), list):
             new_parts = []
             for part in message["content"]:
@@ -193,8 +194,7 @@ class SentinelCopy:
             text, inside, after = (
                 self.replace(part.strip()) if part.strip() else "" for _, part in parts
             )
-            before, _, _ = message["content"].partition("</think>")
-            opening = "<think>" if "<think>" in before else ""
+            opening = "<think>" if split_tagged(message["content"]).has_opening else ""
             copy["content"] = f"{text}{opening}\n{inside}\n</think>\n\n{after}"
 
     def _copy_call(self, call: dict[str, Any]) -> dict[str, Any]:
