@@ -136,6 +136,7 @@ def features() -> dict[str, Callable[[Value], MessagesAndTools]]:
         ),
         "flat parameters": lambda new: ([user(new), answer(new)], [_tool(new, _flat_parameters)]),
         "a call repeats a parameter": _with_call_of_tool,
+        "a result with another name": _with_other_name,
         "think tags": lambda new: ([user(new), _thinking(new)], None),
         "think tags, earlier turn": lambda new: (
             [user(new), _thinking(new), user(new), answer(new)],
@@ -234,8 +235,15 @@ def _call(new: Value, encode: Callable[[Any], Any], arguments: Callable[[], Any]
     }
 
 
-def _result(new: Value, key: str) -> dict[str, Any]:
-    return {"role": "tool", "content": new(MESSAGE), "tool_call_id": key, "name": "look_up"}
+def _result(new: Value, call: dict[str, Any]) -> dict[str, Any]:
+    name = call["function"]["name"]
+    return {"role": "tool", "content": new(MESSAGE), "tool_call_id": call["id"], "name": name}
+
+
+def _with_other_name(new: Value) -> MessagesAndTools:
+    messages, _ = _with_call(new, lambda value: value, text=False)
+    messages[2]["name"] = new(NAME)
+    return messages, None
 
 
 def _with_call(new: Value, encode: Callable[[Any], Any], *, text: bool) -> MessagesAndTools:
@@ -243,7 +251,7 @@ def _with_call(new: Value, encode: Callable[[Any], Any], *, text: bool) -> Messa
     content = new(TEXT_WITH_CALL) if text else ""
     call = _call(new, encode, lambda: {"city": new(ARGUMENT)}, "abcdefgh1")
     turn = {"role": "assistant", "content": content, "tool_calls": [call]}
-    return [question, turn, _result(new, "abcdefgh1"), answer(new)], None
+    return [question, turn, _result(new, call), answer(new)], None
 
 
 def _with_two_calls(new: Value, encode: Callable[[Any], Any]) -> MessagesAndTools:
@@ -255,7 +263,7 @@ def _with_two_calls(new: Value, encode: Callable[[Any], Any]) -> MessagesAndTool
         new, encode, lambda: {"all": [new(ARGUMENT), {"deep": new(ARGUMENT)}]}, "abcdefgh2"
     )
     turn = {"role": "assistant", "content": "", "tool_calls": [first, second]}
-    results = [_result(new, "abcdefgh1"), _result(new, "abcdefgh2")]
+    results = [_result(new, first), _result(new, second)]
     return [question, turn, *results, answer(new)], None
 
 
@@ -418,6 +426,7 @@ class Record:
 
     sentinels: list[tuple[str, Any, int]] = field(default_factory=list)
     calls: int = 0
+    names: dict[Any, Any] = field(default_factory=dict)  # the sentinel of each name of a call
 
     def new(self, kind: str, value: Any) -> Any:
         """Return a sentinel for a value; what is not searched for stays as it is."""
@@ -452,6 +461,8 @@ class Record:
             copied["content"] = self.new(kind, content)
         if message["role"] in ("user", "assistant", "system") and "name" in message:
             copied["name"] = self.new(NAME, message["name"])
+        elif "name" in message:  # of a result: that of its call
+            copied["name"] = self.names.get(message["name"], message["name"])
         if calls:
             copied["tool_calls"] = [self.call(call) for call in calls]
         return copied
@@ -460,7 +471,8 @@ class Record:
         """Return the copy of a call."""
         self.calls += 1
         function = dict(call.get("function", call))
-        function["name"] = self.new(CALL, function.get("name"))
+        name = function.get("name")
+        function["name"] = self.names[name] = self.new(CALL, name)
         arguments = function.get("arguments")
         if isinstance(arguments, str):
             function["arguments"] = json.dumps(self.values(json.loads(arguments)))

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sftprep.core.types import Example, Message
+from sftprep.records.keys.pair_keys import ANSWER_REASONING_KEYS, SYSTEM_KEYS, find_reasoning
 from sftprep.records.messages import read_messages
 from sftprep.records.options import InvalidRecord, Record, RecordOptions, require_string
-from sftprep.records.pair_keys import ANSWER_REASONING_KEYS, SYSTEM_KEYS, find_reasoning
 from sftprep.records.roles import SYSTEM_ROLES, is_answered
 from sftprep.records.switches import read_switches
 from sftprep.records.tool_schemas import read_functions, read_tools, with_parameters

@@ -1,8 +1,8 @@
 """The formats of records: detection and reading.
 
 A new format is a function and a line in FORMATS, and its name in `FormatName` if the setting
-`format` accepts it. A new pair of keys is a line in `PAIRS` (pair_keys.py); layouts of turns are in
-messages.py.
+`format` accepts it. A new pair of keys is a line in `PAIRS` (keys/pair_keys.py); layouts of turns
+are in messages.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sftprep.records.conversations import (
     conversation_reader,
 )
 from sftprep.records.images import IMAGE_KEYS, image_key, remove_images
+from sftprep.records.keys.pair_keys import PAIRS
 from sftprep.records.options import (
     InvalidRecord,
     Record,
@@ -26,7 +27,6 @@ from sftprep.records.options import (
     rename_keys,
     require_string,
 )
-from sftprep.records.pair_keys import PAIRS
 from sftprep.records.pairs import PAIR_KEYS, from_prompt_completion, pair_reader
 from sftprep.records.pretokenized import from_tokens
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from sftprep.core.json_values import iter_leaves
+from sftprep.records.keys.pair_keys import find_pair
 from sftprep.records.options import Record
-from sftprep.records.pair_keys import find_pair
 from sftprep.records.roles import PASSED_ROLES, TOOL_CALL, to_role
 from sftprep.records.tool_calls import is_call
 from sftprep.sources.readers.to_jsonl import OPAQUE

@@ -15,14 +15,14 @@ from sftprep.core.json_values import describe_json_type
 from sftprep.core.types import Message
 from sftprep.records.content_parts import from_parts
 from sftprep.records.images import IMAGE_KEYS, is_filled
-from sftprep.records.options import InvalidRecord, Record, RecordOptions, load_json, require_string
-from sftprep.records.pair_keys import (
+from sftprep.records.keys.pair_keys import (
     ANSWER_REASONING_KEYS,
     CONTEXT_KEYS,
     SYSTEM_KEYS,
     find_pair,
     find_reasoning,
 )
+from sftprep.records.options import InvalidRecord, Record, RecordOptions, load_json, require_string
 from sftprep.records.roles import PASSED_ROLES, PLAIN_ROLES, ROLES, SHOWN_KEYS, TOOL_CALL, to_role
 from sftprep.records.switches import SWITCH_KEYS
 from sftprep.records.tool_calls import clean_calls, parse_calls

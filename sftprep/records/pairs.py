@@ -13,8 +13,8 @@ from sftprep.records.conversations import (
     read_system,
     to_turns,
 )
+from sftprep.records.keys.pair_keys import ANSWER_REASONING_KEYS, CONTEXT_KEYS
 from sftprep.records.options import InvalidRecord, Record, RecordOptions, load_json, require_string
-from sftprep.records.pair_keys import ANSWER_REASONING_KEYS, CONTEXT_KEYS
 from sftprep.records.tool_calls import is_call, parse_calls
 from sftprep.records.unread_turns import find_unread
 

@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 from sftprep.core.types import Message
+from sftprep.records.keys.pair_keys import split_key
 from sftprep.records.options import InvalidRecord
-from sftprep.records.pair_keys import split_key
 from sftprep.records.roles import to_role
 
 _WEIGHTS = ("weight", "train", "loss_weight")

@@ -7,7 +7,6 @@ text of the turn is read if it is in a key of the message that templates show.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
@@ -18,7 +17,15 @@ import orjson
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.core.json_values import iter_leaves
 from sftprep.core.types import Example, Message, function_of
-from sftprep.records.pair_keys import split_key
+from sftprep.records.keys.content_names import (
+    WORDS_OF_METADATA,
+    is_content,
+    is_in,
+    is_prose,
+    is_text,
+)
+from sftprep.records.keys.pair_keys import split_key
+from sftprep.records.options import opaque_kind
 from sftprep.records.roles import TOOL_CALL, to_role
 from sftprep.records.switches import SWITCH_KEYS, is_switch
 
@@ -39,29 +46,8 @@ _METADATA = frozenset(
         *("lang", "language"),
     }
 )
-"""Keys at any depth whose values describe a turn and are not a part of it."""
-_CONTENT_NAMES = frozenset(
-    {
-        *("hint", "answer", "answers", "result", "results", "output", "response", "completion"),
-        *("solution", "explanation", "rationale", "code", "options", "choices"),
-        *("text", "value", "content", "instruction", "question", "context"),
-    }
-)
-"""Keys of turns whose values are a part of the turn even if they are single words or numbers."""
-WORDS_OF_METADATA = frozenset(
-    {
-        *("id", "ids", "url", "hash", "length", "len", "tokens", "count", "num", "score"),
-        *("time", "date", "type", "name", "source", "model"),
-    }
-)
-"""Words of keys whose values describe a record or a turn, and are not a part of it."""
+"""Keys at any depth whose values describe a turn and are not a part of it, except prose."""
 _WORDS_OF_TURN_METADATA = WORDS_OF_METADATA | {"index", "reason", "timestamp"}
-_WORD = re.compile(r"[^\s\d!-/:-@\[-`{-~]{2}")
-_UNSPACED_WORDS = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u9fff\uac00-\ud7af]{4}"
-)
-"""Words of languages that are written without spaces (Thai, Lao, Burmese, Khmer, Chinese,
-Japanese)."""
 
 
 def find_unread(turns: Any, messages: list[Message]) -> tuple[tuple[str, ...], bool]:
@@ -128,10 +114,9 @@ def _find_unread_words(turns: list[Any], read: frozenset[str]) -> Iterator[str]:
                 continue
             if key in _CONTENT_KEYS and isinstance(value, dict | list):  # typed parts
                 continue
-            is_content = key.lower() in _CONTENT_NAMES or (
+            if is_content(key, value) or (
                 not has_content and _WORDS_OF_TURN_METADATA.isdisjoint(split_key(key))
-            )
-            if is_content:
+            ):
                 yield from (word for word in _iter_words(value) if word not in read)
 
 
@@ -151,16 +136,6 @@ def _iter_words(value: Any) -> Iterator[str]:
             yield str(item)
 
 
-def is_text(value: str) -> bool:
-    """Return whether a string is text, as opposed to an id, a date or a single word."""
-    if _UNSPACED_WORDS.search(value):
-        return True
-    # One regular expression for two words would take quadratic time for a long one, such as the
-    # bytes of an audio in base64.
-    words = filter(_WORD.search, value.split())
-    return next(words, None) is not None and next(words, None) is not None
-
-
 def find_replaced(example: Example) -> list[str]:
     """Return the keys with content that renamed keys replaced, and that is not read elsewhere."""
     texts = "\n".join(strings_in(contents_of(example)))
@@ -177,9 +152,12 @@ def has_value(value: Any) -> bool:
 
 
 def is_repeated(value: Any, texts: str) -> bool:
-    """Return whether all texts of a value are in the texts of its example."""
-    strings = [*strings_in(value)]
-    return bool(strings) and all(text.strip() in texts for text in strings)
+    """Return whether all texts of a value are in the texts of its example, as words of their own.
+
+    A placeholder of bytes or images has none.
+    """
+    strings = [] if opaque_kind(value) else [*strings_in(value)]
+    return bool(strings) and all(is_in(text, texts) for text in strings)
 
 
 def strings_in(value: Any) -> Iterator[str]:
@@ -261,7 +239,11 @@ def _strings_in(value: Any, *, with_json: bool = False) -> Iterator[str]:
             if parsed is None or with_json:
                 yield item
         elif isinstance(item, dict):
-            stack.extend(inner for key, inner in item.items() if key not in _METADATA)
+            stack.extend(
+                inner
+                for key, inner in item.items()
+                if key not in _METADATA or not isinstance(inner, str) or is_prose(inner)
+            )
         elif isinstance(item, list):
             stack.extend(item)
 

@@ -10,6 +10,7 @@ import jinja2
 
 from sftprep.chat_template.assistant_spans import is_assistant
 from sftprep.chat_template.compiler.compilation import RenderedPieces
+from sftprep.chat_template.reasoning_tags import has_tags
 from sftprep.chat_template.reference.content_forms import to_parts
 from sftprep.chat_template.reference.rendering import REASONING_KEYS, find_variables
 from sftprep.chat_template.template import ChatTemplate, Rendered, to_rendered
@@ -35,7 +36,6 @@ from sftprep.render.reasoning import (
     is_text_with_call_shown,
     without_reasoning,
 )
-from sftprep.render.reasoning_tags import has_tags
 
 
 class ConversationRenderer:

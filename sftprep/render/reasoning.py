@@ -23,12 +23,12 @@ from itertools import accumulate
 
 from sftprep.chat_template.assistant_spans import is_assistant
 from sftprep.chat_template.compiler.compilation import RenderedPieces
+from sftprep.chat_template.reasoning_tags import has_tags, remove_tagged
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.chat_template.reference.turn_tracking import Region
 from sftprep.chat_template.template import Rendered
 from sftprep.core.types import Message
 from sftprep.errors import TemplateError
-from sftprep.render.reasoning_tags import has_tags, remove_tagged
 
 EMPTY_BLOCK = re.compile(r"<think>\s*</think>\s*")
 """A block of reasoning without reasoning, as some templates write it."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from sftprep.chat_template.assistant_spans import Unproven
 from sftprep.chat_template.compiler.compilation import RenderedPieces
+from sftprep.chat_template.reasoning_tags import has_tags, remove_from_completion
 from sftprep.chat_template.template import Rendered, to_rendered
 from sftprep.core.omissions import (
     KEY,
@@ -36,7 +37,6 @@ from sftprep.render.reasoning import (
     without_empty_blocks,
     without_omissible,
 )
-from sftprep.render.reasoning_tags import has_tags, remove_from_completion
 from sftprep.render.rendered_batch import RenderedBatch, Span, text_ending
 from sftprep.render.templates import RecipeTemplates
 from sftprep.render.token_space.anchors import Anchors

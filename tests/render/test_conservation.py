@@ -123,3 +123,51 @@ def test_pieces_that_are_the_contents_need_no_search() -> None:
     pieces = ["<|user|>", messages[0]["content"], "\n", messages[1]["content"]]
     check = check_by(chatml)
     assert check.find_omissions(Conversation(messages), "not even the text", pieces) == NO_OMISSIONS
+
+
+def call_of(name: str, **keys: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "arguments": {}}, **keys}
+
+
+def result_of(name: str, **keys: Any) -> dict[str, Any]:
+    return {"role": "tool", "name": name, "content": "It rains.", **keys}
+
+
+F, G = call_of("f", id="c1"), call_of("g", id="c2")
+TWO = [call_of("f"), call_of("g")]
+
+
+@pytest.mark.parametrize(
+    ("calls", "results", "is_missing"),
+    [
+        ([F], [result_of("f")], False),
+        ([F], [result_of("zzz")], True),
+        (TWO, [result_of("f"), result_of("g")], False),
+        (TWO, [result_of("g"), result_of("f")], True),
+        ([F, G], [result_of("g", tool_call_id="c2"), result_of("f", tool_call_id="c1")], False),
+        ([F, G], [result_of("g", tool_call_id="c2"), result_of("f")], False),
+        ([F, G], [result_of("g", tool_call_id="c1")], True),
+        ([], [result_of("zzz")], True),
+        ([], [result_of("user")], False),  # the text has it
+    ],
+)
+@pytest.mark.parametrize("shows_names", [False, True])
+def test_the_name_of_a_result_is_shown_or_that_of_its_call(
+    calls: list[Any], results: list[Any], is_missing: bool, shows_names: bool
+) -> None:
+    def render(rows: Any) -> str:
+        return "".join(
+            f"<|{row['role']}|>{row['content']}"
+            + "".join(call["function"]["name"] for call in row.get("tool_calls", ()))
+            + (row.get("name", "") if shows_names else "")
+            for row in rows
+        )
+
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", **({"tool_calls": calls} if calls else {})},
+        *results,
+    ]
+    found = check_by(render).find_omissions(Conversation(messages), render(messages))
+    assert found.kinds == ({"name_not_shown"} if is_missing and not shows_names else set())
+    assert not found.rejectable

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sftprep.render.reasoning_tags import find_blocks
+from sftprep.chat_template.reasoning_tags import find_blocks
 from tests.semantics.conftest import CHATML
 from tests.semantics.prepared import Prepared, prepare
 from tests.support import at_most

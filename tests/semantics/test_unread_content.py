@@ -78,6 +78,12 @@ def test_text_under_an_unknown_key_of_a_turn_is_counted(
         ({"role": "user", "content": "q q", "hint": "Oder"}, True),
         ({"role": "user", "content": "q q", "hint": "user"}, True),  # which the template writes
         ({"role": "user", "content": "q q", "river": "Oder"}, False),
+        *(
+            ({"role": "user", "content": "q q", key: "Oder"}, True)
+            for key in ("thoughts", "cot", "thinking_content", "hints", "refusal", "summary")
+        ),
+        ({"role": "user", "content": "q q", "thinking_level": "high"}, False),
+        ({"role": "user", "content": "q q", "thinking_tokens": "Oder"}, False),
         ({"role": "user", "content": "Oder", "answer": "Oder"}, False),
         ({"role": "tool", "content": "", "run_id": 42, "created": 5, "cached": True}, False),
         ({"role": "user", "content": "q q", "score": 0.5, "id": "x"}, False),
@@ -91,6 +97,63 @@ def test_a_single_word_or_number_is_counted_where_it_is_content(
     between = [USER, called] if turn["role"] == "tool" else []
     found = warnings_of({"messages": [*between, turn, ASSISTANT]}, chatml_dir)
     assert ("key_not_shown" in found) == is_counted
+
+
+@pytest.mark.parametrize("key", ["source", "url", "model", "lang", "language", "date", "id"])
+@pytest.mark.parametrize(
+    ("value", "is_counted"),
+    [
+        ("a long passage from the book", True),
+        ("这是书中的一个很长的段落内容", True),
+        ("https://example.org/a/b?c=d", False),
+        ("Common Crawl", False),
+        ("Mon Nov 29 16:00:05 UTC 2026", False),
+        ("维基百科", False),
+    ],
+)
+def test_prose_under_a_key_of_metadata_is_counted(
+    key: str, value: str, is_counted: bool, chatml_dir: Path
+) -> None:
+    for keys in ({key: value}, {"meta": {key: value}}):
+        found = warnings_of({"messages": [{**USER, **keys}, ASSISTANT]}, chatml_dir)
+        assert found == ({"key_not_shown"} if is_counted else set())
+
+
+@pytest.mark.parametrize(
+    ("answer", "solution", "is_counted"),
+    [
+        ("4", "It is 14, I think", True),
+        ("4", "It is 4.5", True),
+        ("4", "It is 1,400", True),
+        ("4", "It is 4.", False),
+        ("4", "$4$", False),
+        ("i", "this", True),
+        ("Elbe", "Elbe4", True),
+        ("a b", "xa b", True),
+        ("北京", "答案是北京。", False),
+        ("It is fourteen", "It is fourteen, I think", False),
+    ],
+)
+def test_a_short_value_is_repeated_only_as_a_word(
+    answer: str, solution: str, is_counted: bool, chatml_dir: Path
+) -> None:
+    record = {"problem": "Add seven.", "solution": solution, "answer": answer}
+    found = warnings_of(record, chatml_dir)
+    assert found == ({"column_not_read:answer"} if is_counted else set())
+
+
+def test_a_column_of_bytes_is_not_repeated_by_the_word(chatml_dir: Path) -> None:
+    record = {"messages": [{**USER, "content": "How many bytes?"}, ASSISTANT]}
+    opaque = {**record, "hint": {"$opaque": "bytes"}}
+    assert warnings_of(opaque, chatml_dir) == {"column_not_read:hint"}
+
+
+@pytest.mark.parametrize(
+    "key", ["content", "summary", "title", "passage", "body", "article", "transcript", "thoughts"]
+)
+def test_a_column_of_content_next_to_a_text_is_counted(key: str, chatml_dir: Path) -> None:
+    found = warnings_of({"text": "It rains.", key: "Norderney"}, chatml_dir)
+    assert found == {f"column_not_read:{key}"}
 
 
 @pytest.mark.parametrize(

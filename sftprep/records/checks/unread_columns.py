@@ -15,36 +15,24 @@ from sftprep.core.types import Example
 from sftprep.records.conversations import CHAT_KEYS
 from sftprep.records.formats import FORMATS, detect_format, keys_of
 from sftprep.records.images import IMAGE_KEYS
+from sftprep.records.keys.content_names import has_content_name, is_content, is_in
+from sftprep.records.keys.pair_keys import is_reasoning_mode
 from sftprep.records.options import Record, RecordOptions
-from sftprep.records.pair_keys import is_reasoning_mode, split_key
 from sftprep.records.switches import has_switch_name, is_switch
 from sftprep.records.unread_turns import (
-    WORDS_OF_METADATA,
     contents_of,
     find_replaced,
     find_unread,
     has_value,
     is_repeated,
-    is_text,
     strings_in,
 )
 
-_MEANINGFUL = (
-    frozenset(key for kind in FORMATS.values() for key in kind.keys | kind.optional)
-    | {"role", "code", "choices", "options", "label", "hint", "explanation", "rationale"}
-    | {"cot", "think", "thought", "chosen", "rejected", "answers", "solutions", "generations"}
-    | {"video", "videos", "audio", "audios"}
-)
-"""Keys whose values are usually meant to be trained on, or to be shown to the model."""
-
-_MEANINGFUL_WORDS = frozenset(
-    {
-        *("reasoning", "thinking", "thought", "thoughts", "cot", "rationale"),
-        *("explanation", "system", "document", "documents", "tool", "tools", "functions"),
-        *("instructions", "developer"),
-    }
-)
-"""Words of other such keys, such as `deepseek_reasoning`; their values must be text."""
+_COLUMNS = frozenset(key for kind in FORMATS.values() for key in kind.keys | kind.optional) | {
+    *("role", "label", "chosen", "rejected", "generations", "video", "videos", "audio", "audios")
+}
+"""Columns that are usually meant to be trained on, or to be shown to the model, besides those whose
+names suggest content."""
 _MOST_NAMES = 100
 """The most columns that are counted by name for one partition; the others share a name."""
 _MOST_FOUND = 1000
@@ -150,8 +138,8 @@ class UnreadColumns:
                 isinstance(value, str) and _contains_all(value, record, kind.keys | kind.optional)
             )
             if not (is_shown and key in kind.optional):
-                is_content = _is_meaningful(key, value) and not is_shown
-                yield key, is_content or is_switch(key, value)
+                has_meaning = _is_meaningful(key, value) and not is_shown
+                yield key, has_meaning or is_switch(key, value)
 
     def _find_replaced(self, example: Example) -> list[str]:
         found = find_replaced(example)
@@ -195,33 +183,23 @@ class UnreadColumns:
 
 
 @lru_cache(maxsize=4096)
-def _has_meaningful_name(key: str) -> bool:
-    words = split_key(key)
-    return key.lower() in _MEANINGFUL or (
-        not _MEANINGFUL_WORDS.isdisjoint(words) and WORDS_OF_METADATA.isdisjoint(words)
-    )
-
-
-@lru_cache(maxsize=4096)
 def has_counted_name(key: str) -> bool:
     """Return whether the records with a value under a key are counted, unless it is read."""
-    return _has_meaningful_name(key) or has_switch_name(key)
+    return key.lower() in _COLUMNS or has_content_name(key) or has_switch_name(key)
 
 
 def _is_meaningful(key: str, value: Any) -> bool:
     """Return whether a column appears to have content."""
     if isinstance(value, str | bool) and is_reasoning_mode(key, value):
         return False
-    if key.lower() in _MEANINGFUL:
-        return True
-    return _has_meaningful_name(key) and any(map(is_text, strings_in(value)))
+    return key.lower() in _COLUMNS or is_content(key, value)
 
 
 def _contains_all(value: str, record: Record, keys: frozenset[str]) -> bool:
     """Return whether a text contains all texts that are read, like `text` of Stanford Alpaca."""
     read = [item for key in keys if key in record for item in strings_in(record[key])]
     others = [text.strip() for text in read if text is not value]
-    return len(others) > 1 and all(text in value for text in others)
+    return len(others) > 1 and all(is_in(text, value) for text in others)
 
 
 def _equals_first_message(value: Any, example: Example) -> bool:
@@ -239,7 +217,7 @@ def _is_unused(key: str, value: Any, example: Example, texts: str) -> bool:
     The conversation may have another system prompt, and a history may be in another layout.
     """
     if key == "history":
-        return not all(text.strip() in texts for text in strings_in(value))
+        return not all(is_in(text, texts) for text in strings_in(value))
     if not key.startswith("system"):
         return False
     messages = example.messages
@@ -248,7 +226,7 @@ def _is_unused(key: str, value: Any, example: Example, texts: str) -> bool:
         turn = value if isinstance(value, dict) else {"content": value}
         if find_unread([turn], messages[:1])[0]:
             return True
-    return not all(text.strip() in shown for text in _texts_of_parts(value))
+    return not all(is_in(text, shown) for text in _texts_of_parts(value))
 
 
 def _texts_of_parts(value: Any) -> Iterator[str]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sftprep.records.keys.pair_keys import PAIRS, split_key
 from sftprep.records.options import Record, opaque_kind
-from sftprep.records.pair_keys import PAIRS, split_key
 from sftprep.records.roles import to_role
 
 Path = tuple[str | int, ...]

@@ -18,13 +18,13 @@ from sftprep.records.checks.unread_columns import UnreadColumns
 from sftprep.records.conversations import ANSWER_KEYS
 from sftprep.records.formats import FORMATS, read_record
 from sftprep.records.images import is_filled
+from sftprep.records.keys.pair_keys import ANSWER_REASONING_KEYS
 from sftprep.records.options import (
     InvalidRecord,
     Record,
     RecordOptions,
     rename_keys,
 )
-from sftprep.records.pair_keys import ANSWER_REASONING_KEYS
 from sftprep.records.unread_turns import find_replaced
 
 _MESSAGE_KEYS = ("tools", "functions", "video", "videos", "audio", "audios")

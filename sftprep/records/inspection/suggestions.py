@@ -28,6 +28,7 @@ from sftprep.records.inspection.turn_examples import (
     find_task,
     roles_of,
 )
+from sftprep.records.keys.pair_keys import find_pair
 from sftprep.records.messages import read_messages
 from sftprep.records.options import (
     TRANSFORM,
@@ -37,7 +38,6 @@ from sftprep.records.options import (
     opaque_kind,
     rename_keys,
 )
-from sftprep.records.pair_keys import find_pair
 
 _MAPPED_PAIR = ("instruction", "output")
 

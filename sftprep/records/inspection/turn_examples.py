@@ -17,9 +17,9 @@ from sftprep.records.inspection.record_paths import (
     to_expression,
     words_of,
 )
+from sftprep.records.keys.pair_keys import find_pair
 from sftprep.records.messages import read_messages
 from sftprep.records.options import InvalidRecord, Record, RecordOptions
-from sftprep.records.pair_keys import find_pair
 from sftprep.records.roles import SYSTEM_ROLES, to_role
 
 EDIT = "# EDIT:"

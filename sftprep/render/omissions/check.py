@@ -36,7 +36,12 @@ from typing import Any, NamedTuple
 from sftprep.core.json_values import iter_leaves
 from sftprep.core.omissions import ARGUMENT, CALL, KEY, NAME, REASONING, TOOLS
 from sftprep.core.types import Message
-from sftprep.render.omissions.content_leaves import Leaf, find_structural_strings, to_leaves
+from sftprep.render.omissions.content_leaves import (
+    Leaf,
+    find_other_names,
+    find_structural_strings,
+    to_leaves,
+)
 from sftprep.render.omissions.leaf_probe import LeafProbe
 from sftprep.render.omissions.leaf_search import (
     find_ambiguous,
@@ -139,6 +144,8 @@ class ConservationCheck:
         last = [len(conversation.messages) - 1]
         if unread_texts and not self.shows_unread_keys(conversation, last, unread_texts, [text]):
             missing |= Omissions(frozenset({KEY}))
+        if not self._shows_names_of_results(conversation, text):
+            missing |= Omissions(frozenset({NAME}))
         return missing
 
     def shows_unread_keys(
@@ -171,6 +178,27 @@ class ConservationCheck:
         except Exception:  # a template may refuse the sentinels for any reason
             return not any(map(may_match_by_chance, unread_texts))
         return all(any(sentinel in text for text in texts) for sentinel in copy.sentinels)
+
+    def _shows_names_of_results(self, conversation: Conversation, text: str) -> bool:
+        """Return whether the template writes the names of results that their calls do not have."""
+        messages = [*conversation.messages]
+        changed = []
+        for number, is_answer in find_other_names(messages):
+            name = messages[number]["name"]
+            if is_answer or not occurs(name.strip(), text):
+                changed.append(f"zqx{number:08d}xqz")
+                messages[number] = {**messages[number], "name": changed[-1]}
+        if not changed:
+            return True
+        try:
+            rendered = self._render(conversation._replace(messages=messages))
+        except Exception:  # a template may refuse other names for any reason
+            return all(
+                occurs(old["name"].strip(), text)
+                for old, new in zip(conversation.messages, messages, strict=True)
+                if old is not new
+            )
+        return all(name in rendered for name in changed)
 
     def _find_leaf_omissions(
         self,

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sftprep.chat_template.reasoning_tags import split_tagged
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.core.omissions import (
     ARGUMENT,
@@ -24,7 +25,6 @@ from sftprep.core.omissions import (
 from sftprep.core.types import Message, function_of
 from sftprep.render.omissions.tool_leaves import Scalar, copy_tool, find_tool_leaves
 from sftprep.render.omissions.written_values import WrittenValues
-from sftprep.render.reasoning_tags import split_tagged
 
 ANYWHERE = -1
 """The turn of leaves that may occur anywhere in the text: system messages and tools."""
@@ -147,9 +147,37 @@ def _add_tools(leaves: list[Leaf], tools: list[Any], written_values: WrittenValu
 def has_speaker(message: Message) -> bool:
     """Return whether the name of a message names its speaker.
 
-    The name of a tool result does not; it repeats the call.
+    The name of a tool result does not; see `find_other_names`.
     """
     return isinstance(message.get("name"), str) and message.get("role") in _SPEAKERS
+
+
+def find_other_names(messages: Sequence[Message]) -> list[tuple[int, bool]]:
+    """Return the results of tools whose names are not those of the calls that they answer.
+
+    A result answers the call with its id, or else the first call that has no answer yet.
+
+    Returns:
+        The number of each such message, and whether the call that it answers is known.
+    """
+    found: list[tuple[int, bool]] = []
+    name_of: dict[Any, Any] = {}  # by the id of the call
+    unanswered: list[Any] = []  # the ids or the numbers of calls
+    for number, message in enumerate(messages):
+        calls = find_calls(message)
+        if message.get("role") in _SPEAKERS:
+            unanswered = [call.get("id") or (number, k) for k, call in enumerate(calls)]
+            names = [function_or_call(call).get("name") for call in calls]
+            name_of.update(zip(map(str, unanswered), names, strict=True))
+            continue
+        answered: Any = str(message.get("tool_call_id"))
+        if answered not in name_of:
+            answered = str(unanswered[0]) if unanswered else None
+        unanswered = [call for call in unanswered if str(call) != answered]
+        name = message.get("name")
+        if isinstance(name, str) and name.strip() and name != name_of.get(answered):
+            found.append((number, answered is not None))
+    return found
 
 
 def _find_reasoning_keys(message: Message) -> list[str]:

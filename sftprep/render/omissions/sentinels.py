@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sftprep.chat_template.reasoning_tags import split_tagged
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.core.types import Message
 from sftprep.render.omissions.content_leaves import (
@@ -26,7 +27,6 @@ from sftprep.render.omissions.content_leaves import (
 )
 from sftprep.render.omissions.spellings import first_spelling, iter_spellings
 from sftprep.render.omissions.tool_leaves import find_tool_leaves
-from sftprep.render.reasoning_tags import split_tagged
 
 _SENTINEL = re.compile(r"zqx(\d{8})xqz|918(\d{8})|jv(\d+)w+|917(\d{8})", re.IGNORECASE)
 _FIRST_NUMBER = 918_0000_0000

@@ -1,0 +1,1 @@
+"""Names of keys of records: known pairs, and those that suggest content."""
