@@ -242,7 +242,7 @@ def _result(new: Value, call: dict[str, Any]) -> dict[str, Any]:
 
 def _with_other_name(new: Value) -> MessagesAndTools:
     messages, _ = _with_call(new, lambda value: value, text=False)
-    messages[2]["name"] = new(NAME)
+    messages[2]["name"] = f"{new(NAME)}_other"  # it never equals the name of the call
     return messages, None
 
 

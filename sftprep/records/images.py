@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from sftprep.core.json_values import iter_leaves
+from sftprep.records.keys.content_names import is_content, is_text
 from sftprep.records.keys.pair_keys import find_pair
-from sftprep.records.options import Record
+from sftprep.records.options import Record, load_json
 from sftprep.records.roles import PASSED_ROLES, TOOL_CALL, to_role
 from sftprep.records.tool_calls import is_call
 from sftprep.sources.readers.to_jsonl import OPAQUE
@@ -22,6 +24,16 @@ IMAGE_KEYS = frozenset({"images", "image"})
 
 _PART_TYPES = frozenset({"image", "image_url", "input_image", "image_file"})
 _PART_KEYS = frozenset({"image", "image_url", "inlineData", "inline_data", "fileData", "file_data"})
+_IMAGE_DATA = frozenset(
+    {*("type", "image", "image_url", "url", "path", "bytes", "data", "file", "file_name")}
+)
+"""Keys of an image whose values are no text."""
+_TEXT_KEYS = frozenset({"text", "value", "content"})
+_JSON_KEYS = frozenset(
+    {"messages", "conversations", "conversation", "dialog", "dialogue", "contents"}
+)
+"""Keys of conversations, which may be JSON text."""
+_NAMES = re.compile("image|inline_?data|file_?data", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"<image[ _]?\d*>\n|\n?<image[ _]?\d*>")
 
 
@@ -62,15 +74,21 @@ def remove_images(record: Record) -> bool:
     """Remove the images of a record, and their placeholders in its texts.
 
     The calls of a record and the objects that its tools return are data, which may have a key
-    "image": they are left as they are.
+    "image": they are left as they are. Text alongside an image, such as its caption, is kept: as
+    the text of the part, or under its key, where it is counted unless it is read.
 
     Returns:
         Whether it had any. Without images, nothing is changed: `<image>` may be text about HTML.
     """
     has_images = False
     while (key := image_key(record)) is not None:
-        del record[key]
+        _keep_texts(record.pop(key), record)
         has_images = True
+    for key in _JSON_KEYS.intersection(record):
+        text = record[key]
+        if isinstance(text, str) and text.lstrip().startswith("[") and _NAMES.search(text):
+            with suppress(ValueError, RecursionError):  # it is rejected where it is read
+                record[key] = load_json(text, f'"{key}"')
     # All of them, so not `any` of a generator, which stops at the first one.
     removed = [_remove_from(holder) for holder in _find_holders(record)]
     if not any(removed) and not has_images:
@@ -85,12 +103,48 @@ def _remove_from(holder: Any) -> bool:
     if isinstance(holder, dict):
         keys = [key for key in IMAGE_KEYS if is_filled(holder.get(key))]
         for key in keys:
-            del holder[key]
+            _keep_texts(holder.pop(key), holder)
         return bool(keys)
-    kept = [item for item in holder if not is_image_part(item)]
-    is_shorter = len(kept) < len(holder)
+    kept, num_images = [], 0
+    for item in holder:
+        if not is_image_part(item):
+            kept.append(item)
+            continue
+        num_images += 1
+        texts: dict[str, Any] = {}
+        _keep_texts(item, texts)
+        if texts:
+            kept.append({"text": "", **texts, "type": "text"})
     holder[:] = kept
-    return is_shorter
+    return num_images > 0
+
+
+def _keep_texts(image: Any, holder: dict[str, Any]) -> None:
+    """Add the texts alongside an image to an object, under their keys.
+
+    Example:
+        image = {"path": "dog.png", "caption": "A small dog."}  ->  {"caption": "A small dog."}
+    """
+    stack = [image]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, list):
+            stack.extend(reversed(item))
+        if not isinstance(item, dict):
+            continue
+        for key, value in item.items():
+            if isinstance(value, dict | list):
+                stack.append(value)
+            elif _is_text_of_image(key, value):
+                earlier = holder.get(key)
+                has_text = isinstance(earlier, str) and earlier
+                holder[key] = f"{earlier}\n{value}" if has_text else value
+
+
+def _is_text_of_image(key: str, value: Any) -> bool:
+    if not isinstance(value, str) or key in _IMAGE_DATA or not value.strip():
+        return False
+    return key in _TEXT_KEYS or is_content(key, value) or is_text(value)
 
 
 def _remove_placeholders(holder: Any) -> None:

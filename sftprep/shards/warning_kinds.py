@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from sftprep.core.omissions import (
     COLUMN_NOT_READ,
+    KEY,
     LAST_REASONING,
     MESSAGE,
     NO_COMPARED_KEY,
@@ -46,10 +47,9 @@ KINDS: dict[str, _Kind] = {
         kind: _Kind("record", f"the chat template drops {what}, which is missing from the tokens")
         for kind, what in OMISSION_KINDS.items()
     },
-    MESSAGE: _Kind(
+    KEY: _Kind(
         "record",
-        f"the chat template drops {OMISSION_KINDS[MESSAGE]}, or no turn after it is trained with"
-        f" {setting('reasoning', 'expand')}, so it is missing from the tokens",
+        "a turn has text under a key that is not read, and which the chat template does not show",
     ),
     REASONING: _Kind(
         "record",
@@ -162,6 +162,13 @@ KINDS: dict[str, _Kind] = {
 """The kinds of warnings, by their name in the ledger, in the order in which they are shown."""
 
 
+_UNTRAINED_MESSAGE = (
+    f"the chat template drops {OMISSION_KINDS[MESSAGE]}, or no turn after it is trained with"
+    f" {setting('reasoning', 'expand')}, so it is missing from the tokens"
+)
+"""The text of the warning about messages with one sequence for each turn."""
+
+
 @dataclass(frozen=True, slots=True)
 class DataWarning:
     """A warning about the records of a build.
@@ -172,6 +179,7 @@ class DataWarning:
         file: The file, or name of the source, of the first of them; "" if it is not known.
         line: The line of the first of them, from 1.
         remedy: What the user can do about it; None for that of the kind.
+        is_expanded: Whether a message may also be missing because no turn after it is trained.
     """
 
     kind: str
@@ -179,11 +187,12 @@ class DataWarning:
     file: str = ""
     line: int = 0
     remedy: str | None = None
+    is_expanded: bool = False
 
     @property
     def text(self) -> str:
         """What is wrong, with references to settings."""
-        return _kind_of(self.kind).text
+        return _UNTRAINED_MESSAGE if self.is_expanded else _kind_of(self.kind).text
 
     @property
     def severity(self) -> Literal["note", "warning"]:
@@ -262,27 +271,26 @@ def describe_warnings(
     known = [kind for kind in KINDS if kind in found]
     others = [kind for kind in found if kind not in KINDS]
     num_reasoning = found.get(REASONING)
-    # `keep` helps only with the reasoning of earlier turns, and what it could not keep has a
-    # warning of its own.
+    # `keep` helps only with the reasoning of earlier turns, instead of another mode; what it could
+    # not keep has a warning of its own.
     needs_other_remedy: set[str] = set()
-    if settings.get("reasoning") == "keep" or num_reasoning in (
-        found.get(LAST_REASONING),
-        found.get(NO_REASONING),
-    ):
-        needs_other_remedy.add(REASONING)
     has_mode = settings.get("reasoning", "template") != "template"
+    if has_mode or num_reasoning in (found.get(LAST_REASONING), found.get(NO_REASONING)):
+        needs_other_remedy.add(REASONING)
     if has_mode or found.get(TEXT_WITH_CALL) == found.get(NO_TEXT_WITH_CALL):
         needs_other_remedy.add(TEXT_WITH_CALL)
     if settings.get("escape_special"):
         needs_other_remedy.add("special_token_in_content")
     if num_reasoning == found.get(NO_REASONING):
         needs_other_remedy.add(LAST_REASONING)
+    expands = settings.get("reasoning") == "expand" or settings.get("expand_turns")
     return [
         DataWarning(
             kind,
             found[kind],
             *(locate(kind) or ("", 0)),
             remedy="" if kind in needs_other_remedy else None,
+            is_expanded=bool(expands) and kind == MESSAGE,
         )
         for kind in (*known, *others)
     ]

@@ -161,3 +161,52 @@ def test_an_image_of_an_iterable_without_bytes_and_path_is_empty(tokenizer_dir: 
     lines = rows_to_lines([*rows, *full]).decode().splitlines()
     made = prepare(lines, tokenizer_dir, format="text")
     assert [record.line for record in made.batch.rejected] == [2, 3]
+
+
+CAPTION = "A dog on the dike."
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_text_of_an_image_part_is_kept(folder_with: Any, as_json: bool) -> None:
+    parts = [TEXT, {**IMAGE, "text": CAPTION}]
+    messages: Any = [{"role": "user", "content": parts}, ANSWER]
+    row = {"messages": json.dumps(messages) if as_json else messages}
+    made = prepare([row], folder_with(TEMPLATE), images="drop")
+    assert f"user\nTurn  it.{CAPTION}<|im_end|>" in made.text()
+    assert made.batch.rejected == []
+    assert [n for n in made.batch.counts if n.startswith("warn")] == ["warnings.images_dropped"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "columns", "warning"),
+    [
+        ([{"role": "user", "content": [TEXT, {**IMAGE, "alt": CAPTION}]}], {}, "key_not_shown"),
+        (
+            [{"role": "user", "content": "q", "image": {"path": "a.png", "caption": "Dog"}}],
+            {},
+            "key_not_shown",
+        ),
+        (
+            [{"role": "user", "content": "q"}],
+            {"image": {"caption": CAPTION, "bytes": None, "path": None}},
+            "column_not_read:caption",
+        ),
+        (
+            [{"role": "user", "content": "q"}],
+            {"images": [{"path": "the dog.png"}, {"path": "b.png", "caption": CAPTION}]},
+            "column_not_read:caption",
+        ),
+        (
+            [{"role": "user", "content": "q"}],
+            {"images": [{"path": "the dog on the dike.png", "bytes": "aGk="}]},
+            None,
+        ),
+    ],
+)
+def test_other_text_of_an_image_is_counted(
+    folder_with: Any, messages: list[Any], columns: dict[str, Any], warning: str | None
+) -> None:
+    row = {"messages": [*messages, ANSWER], **columns}
+    made = prepare([row], folder_with(TEMPLATE), images="drop")
+    found = {name.removeprefix("warnings.") for name in made.batch.counts if "warn" in name}
+    assert found == {"images_dropped"} | ({warning} if warning else set())

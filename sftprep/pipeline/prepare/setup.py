@@ -30,7 +30,7 @@ from sftprep.records.formats import FORMATS, detect_format, keys_read
 from sftprep.records.inspection.compared_keys import check_compared_keys
 from sftprep.records.inspection.source_reading import SourceReading, check_answers, inspect_records
 from sftprep.records.inspection.suggestions import unknown_format
-from sftprep.records.options import RecordOptions
+from sftprep.records.options import RecordOptions, rename_keys
 from sftprep.records.pretokenized import MASKS
 from sftprep.records.transform import transformed_records
 from sftprep.render.compatibility import (
@@ -354,13 +354,10 @@ def _detect(
         missing = ", ".join(repr(key) for key in sources if key not in record)
         if missing:
             _log.warning("map: the first record of %s has no key %s", file, missing)
-        replaced = [
-            repr(target)
-            for source, target in reading.renames
-            if source in record and record.get(target) and target not in sources
-        ]
-        if replaced:
-            names = ", ".join(replaced)
+        replaced: dict[str, Any] = {}
+        rename_keys(dict(record), reading.renames, replaced)
+        names = ", ".join(repr(key) for key, value in replaced.items() if value)
+        if names:
             _log.warning("map: %s of the first record of %s is replaced and lost", names, file)
         masks = frozenset(MASKS & record.keys()) if name == "tokens" else frozenset()
         is_chat = FORMATS[name].kind == "conversation" or _has_turns(record, name, reading)

@@ -16,6 +16,7 @@ from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.core.omissions import (
     ARGUMENT,
     CALL,
+    KEY,
     MESSAGE,
     NAME,
     REASONING,
@@ -71,7 +72,9 @@ def to_leaves(
         turn = ANYWHERE if message.get("role") in ("system", "developer") else number
         calls_of_turn = find_calls(message)
         for key in _find_reasoning_keys(message):
-            _add_text(leaves, REASONING, turn, message[key], written_values)
+            # Only an assistant reasons; in other turns, it is a key without a known meaning.
+            kind = REASONING if message.get("role") == "assistant" else KEY
+            _add_text(leaves, kind, turn, message[key], written_values)
         if not is_written:
             kind = TEXT_WITH_CALL if calls_of_turn else MESSAGE
             for role, part in split_content(message):
