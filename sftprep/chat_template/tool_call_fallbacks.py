@@ -82,7 +82,11 @@ def _convert_arguments(messages: list[Message], convert: Callable[[Any], Any]) -
 
 def _wrap_call(call: Any) -> Any:
     """Return a call as OpenAI writes it; LangChain has no `function` around name and arguments."""
-    if not isinstance(call, dict) or "name" not in call or "function" in call:
+    if not isinstance(call, dict):
+        return call
+    if isinstance(call.get("function"), dict) and "type" not in call:
+        return {"type": "function", **call}
+    if "name" not in call or "function" in call:
         return call
     function = {key: call[key] for key in ("name", "arguments") if key in call}
     rest = {key: value for key, value in call.items() if key not in (*function, "type")}

@@ -313,7 +313,7 @@ def _describe_sources(
             name=names[0] if readings_of[entry] > 1 else setup.entries[entry].name,
             files=len(names),
             weight=setup.entries[entry].weight,
-            format=reading.format,
+            format=reading.shown_format,
             template=reading.template,
             trained=reading.trained,
             not_read=tuple(columns[entry, reading]),

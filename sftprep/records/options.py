@@ -224,7 +224,9 @@ def check_keys(text: str, value: Any, label: str) -> None:
     """
     key = find_repeated_key(text, value)
     if key is not None:
-        raise InvalidRecord("repeated_key", f"{label} has the key {key!a} several times")
+        raise InvalidRecord(
+            "repeated_key", f"an object in {label} has the key {key!a} several times"
+        )
 
 
 def parse_if_string(value: Any, label: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from functools import lru_cache
 from typing import Any
@@ -102,12 +103,12 @@ def _message_weight(message: Message, number: int) -> float | None:
         if not _is_valid(key, value):
             expected = "a non-negative number" if key in _WEIGHTS else "true or false"
             raise InvalidRecord(
-                "bad_type", f'"{key}" of message {number} is {value!r}, not {expected}'
+                "bad_type", f'"{key}" of message {number} is {json.dumps(value)}, not {expected}'
             )
         # A boolean is an int in Python, so `train: true` is the weight 1.
         found[key] = float(value)
     if len(set(found.values())) > 1:
-        shown = " and ".join(f'"{key}": {message[key]}' for key in sorted(found))
+        shown = " and ".join(f'"{key}": {json.dumps(message[key])}' for key in sorted(found))
         raise InvalidRecord("bad_row", f"message {number} has {shown}, which contradict each other")
     return next(iter(found.values()), None)
 

@@ -125,6 +125,7 @@ class TransformedLines:
         """Convert the batch of `data` to that of the original partition."""
         for rejected in batch.rejected:
             number, rejected.line = rejected.line, int(self.line_of[rejected.line])
+            rejected.column = 0  # it is one of the result, not of the line in the file
             first, end = np.searchsorted(self.line_of, [rejected.line, rejected.line + 1]).tolist()
             if end - first > 1:
                 rejected.message += f" (result {number - first + 1} of {end - first})"

@@ -212,7 +212,7 @@ def _reason_rows(what: str, group: dict[str, int], note: str = "") -> Iterator[_
 def _reading_data(report: BuildReport) -> list[dict[str, Any]]:
     return [
         {
-            "format": reading.format,
+            "format": reading.shown_format,
             "template": reading.template,
             "trained": reading.trained,
             "not_read": list(reading.not_read),
@@ -239,7 +239,7 @@ def _reading_lines(report: BuildReport) -> Iterator[str]:
         files = f" ({format_count(number, 'file')})" if len(numbers) > 1 else ""
         template = f", rendered by {reading.template}" if reading.template else ""
         yield escape_control(
-            f"format: {reading.format}{files}{template}; trained: {reading.trained}"
+            f"format: {reading.shown_format}{files}{template}; trained: {reading.trained}"
         )
         if columns[reading]:
             shown = ", ".join(map(_column_name, list(columns[reading])[:_MOST_COLUMNS]))

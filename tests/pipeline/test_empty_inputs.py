@@ -62,6 +62,10 @@ def test_a_file_without_a_record_of_several_does_not_fail_the_build(
     )
     assert report.manifest.accounting.dropped == {"no_chat": 1}
     assert report.readings[0].trained.startswith("nothing: no record could be read")
+    assert [reading.shown_format for reading in report.readings] == [
+        "not detected",
+        "prompt-completion",
+    ]
 
 
 @pytest.mark.parametrize(

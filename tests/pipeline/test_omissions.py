@@ -17,6 +17,7 @@ from sftprep.core.types import Flag
 from sftprep.errors import ConfigError, FlagNames, TooManyRejected
 from sftprep.report.draw import draw_pack
 from sftprep.shards import data_warnings
+from sftprep.shards.warning_kinds import describe_warnings
 from sftprep.sources.partition import PARTITION_BYTES
 from sftprep.stream import open_stream
 from tests.support import rejected_file
@@ -380,3 +381,21 @@ def test_a_stream_logs_messages_after_the_last_expanded_turn(
             pass
     (logged,) = [line for line in caplog.messages if "content of a message" in line]
     assert f"{path}:1" in logged
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "part", "is_contained"),
+    [
+        ("reasoning_not_shown", {"reasoning": "template"}, "keeps that of earlier turns", True),
+        ("reasoning_not_shown", {"reasoning": "drop"}, "keeps that of earlier turns", False),
+        ("reasoning_not_shown", {"reasoning": "keep"}, "keeps that of earlier turns", False),
+        ("message_not_shown", {"reasoning": "template"}, "no turn after it is trained", False),
+        ("message_not_shown", {"reasoning": "expand"}, "no turn after it is trained", True),
+        ("message_not_shown", {"expand_turns": True}, "no turn after it is trained", True),
+    ],
+)
+def test_a_warning_names_only_causes_and_remedies_that_apply(
+    kind: str, settings: dict[str, Any], part: str, is_contained: bool
+) -> None:
+    (warning,) = describe_warnings({kind: 1}, settings, lambda _: None)
+    assert (part in warning.render(FlagNames())) == is_contained

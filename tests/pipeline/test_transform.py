@@ -494,3 +494,15 @@ def test_an_interrupted_build_resumes_with_the_same_bytes(files, tokenizer_dir, 
         reused.append(json.loads(done.stdout)["reused_partitions"])
     assert 0 < reused[0] < len(files)
     assert content(tmp_path / "o") == content(tmp_path / "whole")
+
+
+def test_a_bad_result_has_no_position_within_the_line(tokenizer_dir, tmp_path):
+    with pytest.raises(RecordError) as caught:
+        run(
+            [{"text": "a"}],
+            tokenizer_dir,
+            tmp_path / "o",
+            transform=lambda record: {"text": "a", "long": "b" * 90, "x": 10**400},
+        )
+    assert (caught.value.line, caught.value.column) == (1, 0)
+    assert "correct the record, or the function of" in str(caught.value)

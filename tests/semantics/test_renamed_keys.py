@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sftprep import build
 from sftprep.records.options import rename_keys
 from tests.semantics.conftest import CHATML
 from tests.semantics.prepared import Prepared, prepare
@@ -84,3 +86,15 @@ def test_exchanged_keys_replace_nothing(
     found: dict[str, Any] = {}
     assert rename_keys(record, (("a", "b"), ("b", "a")), found) == renamed
     assert found == replaced
+
+
+@pytest.mark.parametrize(("question", "is_named"), [(None, False), ("new p", True)])
+def test_a_text_that_null_does_not_replace_is_not_named_as_lost(
+    question: str | None, is_named: bool, folder_with: Any, tmp_path: Path, caplog: Any
+) -> None:
+    row = {"question": question, "prompt": "old p", "answer": "a w"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    renames = "question=prompt,answer=completion"
+    folder = folder_with(CHATML)
+    build(tmp_path / "a.jsonl", tokenizer=folder, output=tmp_path / "out", map=renames)
+    assert ("'prompt' of the first record" in caplog.text) == is_named

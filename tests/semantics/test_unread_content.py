@@ -540,3 +540,12 @@ def test_a_null_text_is_not_taken_for_a_line_of_a_text_file(text_field: str, rea
     with pytest.raises(InvalidRecord) as caught:
         read_record({"text": None if text_field == "text" else "a"}, 0, "text", options)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("turn", [USER, {"role": "tool", "content": "It rains."}])
+def test_reasoning_of_others_than_the_assistant_is_a_key_that_is_not_read(
+    turn: dict[str, Any], chatml_dir: Path
+) -> None:
+    messages = [USER, ASSISTANT, {**turn, "reasoning_content": NOTE}, ASSISTANT]
+    found = warnings_of({"messages": messages}, chatml_dir)
+    assert found - {"bad_tool", "role_order"} == {"key_not_shown"}

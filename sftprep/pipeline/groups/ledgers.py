@@ -68,6 +68,9 @@ def correction_for(reason: str, settings: FormatConfig) -> str:
     if reason == "other_schema":
         pattern = "FOLDER/*.txt" if settings.format == "text" else "FOLDER/*.jsonl"
         return f"of a folder with several formats, name the files of one by a pattern ({pattern})"
+    if settings.transform is not None:  # the record is a result of the function
+        value = _shown_function(settings.transform)
+        return f"correct the record, or the function of {setting('transform', value)}"
     return ""
 
 

@@ -281,6 +281,7 @@ def inspect_source(
     reading = inspect_records(first, detected.format, options, is_table=is_table)
     return dataclasses.replace(
         reading,
+        is_detected=detected.is_certain,
         keys=keys,
         trained=reading.trained or trained_part(recipe, detected),
         template=template_source(config, recipe.tool_template)

@@ -47,6 +47,7 @@ class SourceReading:
             it; "" if they are not rendered by one.
         notices: What the user should know about it.
         keys: All keys of its first records, before keys are renamed, if the settings name some.
+        is_detected: Whether a record could be read, so that the format is known.
     """
 
     format: str
@@ -55,6 +56,12 @@ class SourceReading:
     template: str = ""
     notices: tuple[Notice, ...] = ()
     keys: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    is_detected: bool = True
+
+    @property
+    def shown_format(self) -> str:
+        """The format, as it is shown to the user."""
+        return self.format if self.is_detected else "not detected"
 
     def add_columns(self, columns: Iterable[str]) -> SourceReading:
         """Return the reading with further columns that are not read."""
