@@ -230,7 +230,7 @@ def test_other_tools_are_unchanged(tools: list[Any]) -> None:
     assert read_tools(tools) == tools
 
 
-@pytest.mark.parametrize("name", ["llama3_1", "gptoss", "qwen3"])
+@pytest.mark.parametrize("name", ["llama3_1", "gptoss", "qwen3", "deepseekv3"])
 def test_calls_of_langchain_are_rendered_as_those_of_openai(name: str, folder_with: Any) -> None:
     flat = {"name": "tide", "args": {"city": "Husum"}, "id": "call_1", "type": "tool_call"}
     nested = {
