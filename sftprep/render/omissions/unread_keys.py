@@ -15,7 +15,7 @@ _KEYS_OF_CALLS = frozenset({"id", "type", "index", "function", "name", "argument
 
 
 class UnreadCopy:
-    """A copy of messages with a sentinel in place of each text that is not read.
+    """A copy of messages with a sentinel for each text that is not read.
 
     Args:
         texts: The texts, stripped.
