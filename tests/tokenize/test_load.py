@@ -183,11 +183,11 @@ def test_a_child_that_dies_is_reported(tmp_path: Path, monkeypatch: pytest.Monke
 HUB = """
 import sys
 from pathlib import Path
-from sftprep.errors import TokenizerError
+from sftprep.errors import HubError
 from sftprep.tokenize.loading.load import load_tokenizer
 try:
     load_tokenizer("maker/absent", cache=Path(sys.argv[1]))
-except TokenizerError as error:
+except HubError as error:
     print(error)
 spec = load_tokenizer("maker/tiny", cache=Path(sys.argv[1]))
 print(spec.name, spec.vocab_size, sorted(m for m in ("torch", "transformers") if m in sys.modules))
@@ -216,8 +216,8 @@ def test_a_name_on_the_hub_without_a_network(tmp_path: Path) -> None:
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert "no tokenizer of that name can be loaded from the Hub" in run.stdout
-    assert "log in" in run.stdout
+    assert "no tokenizer of that name is in the cache, and the Hub cannot be reached" in run.stdout
+    assert "connect to the network" in run.stdout
     assert run.stdout.splitlines()[-1] == "maker/tiny 400 []"
 
 

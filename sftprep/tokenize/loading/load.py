@@ -30,7 +30,7 @@ from sftprep.core.disk_cache import read_entry, write_entry
 from sftprep.core.regular_files import open_regular_file
 from sftprep.core.subprocesses import module_command, module_environment
 from sftprep.core.versions import version_of
-from sftprep.errors import TokenizerError, setting
+from sftprep.errors import HubError, TokenizerError, first_line, setting
 from sftprep.tokenize.loading.spec import TokenizerSpec, tokenizer_spec
 
 __all__ = ["TokenizerSpec", "load_tokenizer", "read_spec", "tokenizer_spec", "write_spec"]
@@ -81,6 +81,7 @@ def load_tokenizer(
     Raises:
         TokenizerError: The path or name does not exist, or holds no tokenizer, a damaged one, or
             one of an unsupported kind.
+        HubError: The Hub cannot be reached.
     """
     if not name_or_dir:
         raise TokenizerError(
@@ -159,6 +160,10 @@ def _download(name: str, local: Path, revision: str | None) -> Path:
         name: What the user specified.
         local: The same as a path, which is not a folder.
         revision: A branch, tag or commit.
+
+    Raises:
+        TokenizerError: There is no such repository, or it cannot be read.
+        HubError: The Hub cannot be reached or read.
     """
     if local.exists():
         raise TokenizerError(f"{name} is a file", remedy=f"specify its folder: {local.parent}")
@@ -167,20 +172,26 @@ def _download(name: str, local: Path, revision: str | None) -> Path:
             f"the folder {name} does not exist",
             remedy="check the path, or specify a name on the Hub such as Qwen/Qwen3-8B",
         )
-    try:
-        from huggingface_hub import snapshot_download
+    from huggingface_hub import errors, snapshot_download
 
+    missing = f"the folder {name} does not exist, and no tokenizer of that name"
+    try:
         folder = snapshot_download(name, revision=revision, allow_patterns=[*_FILES, _CONFIG])
-    except Exception as error:
-        # Four libraries raise a dozen types here: no network, unknown name, gated, offline, ...
-        detail = str(error).strip().splitlines() or [""]
+    except (
+        errors.RepositoryNotFoundError,  # also a gated one
+        errors.RevisionNotFoundError,
+        errors.HFValidationError,
+    ) as error:
         raise TokenizerError(
-            f"the folder {name} does not exist, and no tokenizer of that name can be loaded from"
-            f" the Hub: {type(error).__name__}: {detail[0]}",
-            remedy=(
-                "check the name; if it is gated, log in (`hf auth login`); without a network,"
-                " specify a folder"
-            ),
+            f"{missing} can be loaded from the Hub: {type(error).__name__}: {first_line(error)}",
+            remedy="check the name; if it is gated, log in (`hf auth login`)",
+        ) from error
+    except Exception as error:
+        # Four libraries raise a dozen types here: no network, offline, a lost connection, ...
+        raise HubError(
+            f"{missing} is in the cache, and the Hub cannot be reached or read:"
+            f" {first_line(error.__cause__ or error, 200)}",
+            remedy="connect to the network (and unset HF_HUB_OFFLINE), or specify a folder",
         ) from error
     return Path(folder)
 
