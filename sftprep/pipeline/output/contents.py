@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sftprep.core.notices import Notice
-from sftprep.errors import ManifestError, OutputExists, setting
+from sftprep.errors import ManifestError, OutputExists, format_count, setting
 from sftprep.shards.group import files_of_group
 from sftprep.shards.layout import (
     BUILD_FOLDERS,
@@ -59,6 +59,8 @@ FINAL_NAME = re.compile(
     rf"|{TOKENIZER_PATTERN}/({'|'.join(TOKENIZER_FILES)})"
 )
 """Paths in the output folder to which a commit moves files, apart from the data card."""
+NOT_THE_SAME = "which is not known to have the inputs, settings and versions of this command"
+"""Said of a finished build that is not up to date; data in memory cannot be compared."""
 _OLD_REJECTED_NAME = "rejected.jsonl"
 """The rejected records of a build before version 2.0."""
 
@@ -139,7 +141,8 @@ def _finished_build_error(root: Path, manifest: Manifest) -> OutputExists:
     more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
     inputs = ", ".join(paths[:3]) + more
     return OutputExists(
-        f"{root} holds a finished build of {manifest.rows:,} packs from {inputs}",
+        f"{root} holds a finished build of {format_count(manifest.rows, 'pack')} from {inputs},"
+        f" {NOT_THE_SAME}",
         remedy=[
             f"replace it with {setting('overwrite', True)}",
             f"choose another {setting('output')} folder",

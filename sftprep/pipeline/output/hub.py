@@ -32,6 +32,7 @@ from sftprep.errors import (
     OutputBusy,
     OutputExists,
     SftprepError,
+    format_count,
     setting,
 )
 from sftprep.pipeline.output.contents import FINAL_NAME, card_notice
@@ -183,7 +184,7 @@ def replaceable_manifest(
         ) from error
     if not overwrite:
         raise OutputExists(
-            f"{repository} holds another finished build, of {rows:,} packs",
+            f"{repository} holds another finished build, of {format_count(rows, 'pack')}",
             remedy=[f"replace it with {setting('overwrite', True)}", "choose another repository"],
         )
     return found

@@ -26,9 +26,17 @@ from typing import NamedTuple
 
 from sftprep.config.build import OutputConfig
 from sftprep.core.atomic_write import storage_errors
-from sftprep.errors import ManifestError, OutputBusy, OutputExists, StorageError, setting
+from sftprep.errors import (
+    ManifestError,
+    OutputBusy,
+    OutputExists,
+    StorageError,
+    format_count,
+    setting,
+)
 from sftprep.pipeline.output.contents import (
     FINAL_NAME,
+    NOT_THE_SAME,
     card_notice,
     inside_build_error,
     user_files_error,
@@ -194,7 +202,8 @@ def claim_store(root: StoreFolder, settings: OutputConfig) -> Iterator[OutputSto
     replaced = _read_committed(root) if MANIFEST_NAME in names else None
     if replaced is not None and not settings.overwrite:
         raise OutputExists(
-            f"{root} holds a finished build of {replaced.manifest.rows:,} packs",
+            f"{root} holds a finished build of {format_count(replaced.manifest.rows, 'pack')},"
+            f" {NOT_THE_SAME}",
             remedy=[
                 f"replace it with {setting('overwrite', True)}",
                 f"choose another {setting('output')}",

@@ -27,7 +27,7 @@ from sftprep.config.user_functions import function_key
 from sftprep.core.atomic_write import is_temporary_name, storage_errors
 from sftprep.core.hashing import digest
 from sftprep.core.regular_files import read_regular_file
-from sftprep.errors import ManifestError
+from sftprep.errors import ManifestError, OutputExists, setting
 from sftprep.pipeline.groups.receipts import find_digest
 from sftprep.pipeline.output.claim import Destination
 from sftprep.pipeline.output.contents import list_paths, work_files
@@ -101,6 +101,7 @@ def find_finished(
             closely: what is damaged or left over, this command repairs or removes.
 
     Raises:
+        OutputExists: Files of this build are missing or damaged, and may not be replaced.
         StorageError: The store cannot be reached.
         HubError: The Hub cannot be reached.
     """
@@ -117,13 +118,25 @@ def find_finished(
         manifest = read_manifest(name)
         if _read_identity_line(folder) != digest(identity, manifest.digest):
             return None
-        evaluation = read_manifest(f"{name}/{EVAL_FOLDER}") if manifest.eval else None
-        if evaluation is not None and evaluation.digest != manifest.eval.get("digest"):
-            return None
-        is_complete = _has_all_files(folder, manifest, evaluation, by_content=settings.overwrite)
     except ManifestError:
         return None
-    return FinishedBuild(folder, manifest, evaluation) if is_complete else None
+    evaluation, problem = None, ""
+    try:
+        evaluation = read_manifest(f"{name}/{EVAL_FOLDER}") if manifest.eval else None
+        if evaluation is not None and evaluation.digest != manifest.eval.get("digest"):
+            problem = f"{folder / EVAL_FOLDER} holds another evaluation build"
+        elif damaged := _find_damaged(folder, manifest, evaluation, by_content=settings.overwrite):
+            problem = f"{folder / damaged} is missing or damaged"
+    except ManifestError as error:
+        problem = error.text
+    if not problem:
+        return FinishedBuild(folder, manifest, evaluation)
+    if settings.overwrite:
+        return None
+    raise OutputExists(
+        f"{folder} holds the finished build of this command, but {problem}",
+        remedy=f"repair it with {setting('overwrite', True)}",
+    )
 
 
 def _folder_at_head(destination: Destination) -> BuildFolder | None:
@@ -163,10 +176,10 @@ def _read_identity_line(folder: BuildFolder) -> str:
     return found[1].decode() if found else ""
 
 
-def _has_all_files(
+def _find_damaged(
     folder: BuildFolder, manifest: Manifest, evaluation: Manifest | None, *, by_content: bool
-) -> bool:
-    """Return whether all files of the groups are there.
+) -> str | None:
+    """Return the name of the first file of the groups that is missing or damaged, if there is one.
 
     Args:
         folder: The folder of the build.
@@ -183,8 +196,10 @@ def _has_all_files(
     if isinstance(folder, StoreFolder):
         start = len(folder.url) + 1
         sizes = {each.url[start:]: each.mark.size for each in folder.list_files()}
-        return all(file.name in sizes and file.bytes in (sizes[file.name], None) for file in files)
-    return all(_is_complete(folder / file.name, file, by_content=by_content) for file in files)
+        damaged = (f for f in files if f.name not in sizes or f.bytes not in (sizes[f.name], None))
+    else:
+        damaged = (f for f in files if not _is_complete(folder / f.name, f, by_content=by_content))
+    return next((file.name for file in damaged), None)
 
 
 @dataclass(frozen=True, slots=True)
