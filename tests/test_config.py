@@ -92,6 +92,34 @@ def test_a_config_file_may_use_dashes_and_must_be_a_mapping(tmp_path):
         read_config_file(str(tmp_path / "none.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("max_length: 512\nseed: 1\nmax_length: 256\n", "'max_length' twice (line 3)"),
+        ("max_length: 512\nmax-length: 512\n", "'max_length' twice"),
+        ("sources:\n- {path: a.jsonl, weight: 1, weight: 2}\n", "'weight' twice (line 2)"),
+        ('{"a": {"b": 1, "b": 1}}', "'b' twice"),
+    ],
+)
+def test_a_key_that_occurs_twice_is_an_error(text: str, key: str, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_config_file(str(path))
+    assert caught.value.message.startswith(f"{path} has {key}")
+
+
+def test_a_merged_mapping_may_be_replaced_key_by_key(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("a: &a {x: 1, y: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b, x: 3}\n")
+    assert read_config_file(str(path))["c"] == {"x": 3, "y": 1}
+
+
+def test_variables_of_templates_that_occur_twice_are_an_error():
+    with pytest.raises(ConfigError, match="chat_template_kwargs has 'a' twice"):
+        BuildConfig.of(chat_template_kwargs='{"a": 1, "a": 2}')
+
+
 def test_digests_distinguish_settings_and_do_not_depend_on_order():
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     assert digest("ab", "c") != digest("a", "bc")

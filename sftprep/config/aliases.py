@@ -7,9 +7,10 @@ programs do not come with it.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from sftprep.errors import ConfigError, setting
 
@@ -26,23 +27,72 @@ _NAMES = {
     "sequence_len": "max_length",
 }
 """Other names of settings with the same values."""
+_SHARES = frozenset({"val_size", "val_set_size"})
+"""Names of `eval_fraction` in programs that accept a number of records as well."""
 _SIDES = {"keep_start": "right", "keep_end": "left"}
 _BOOLEANS = {"true": True, "false": False}
 _SWITCHES = frozenset({"assistant_only_loss", "packing"})
 """Settings that other programs turn on and off."""
 _LENGTHS = frozenset({"max_length", "eval_max_length"})
+_REPLACED = frozenset({*_NAMES, *_SWITCHES, *_SHARES, *_LENGTHS, "truncation_mode"})
+"""Names whose values are looked at."""
+_TARGETS = frozenset(
+    {*_NAMES.values(), "output", "packing", "train_on", "truncate_side", "eval_fraction"}
+)
+"""Settings that have several names."""
 _THOUSANDS = re.compile(r"\d+[kK]")
 _FLAG = re.compile(r"--([A-Za-z][\w-]*)(?:=(.*))?", re.DOTALL)
+
+
+class _Setting(NamedTuple):
+    """A setting, or another argument.
+
+    Attributes:
+        written: What the user wrote.
+        name: The name in this program; "" for another argument.
+        value: The value; None if it is not known.
+        tokens: The arguments that replace it.
+    """
+
+    written: str
+    name: str = ""
+    value: Any = None
+    tokens: tuple[str, ...] = ()
 
 
 def replace_aliases(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a file with the names and values of this program.
 
     Raises:
-        ConfigError: A value has no counterpart.
+        ConfigError: A value has no counterpart, or a setting occurs under two names.
     """
-    replaced = (replace_alias(name, value) for name, value in settings.items())
-    return dict(filter(None, replaced))
+    replaced = (
+        _Setting(written, *found)
+        for written, value in settings.items()
+        if (found := replace_alias(written, value)) is not None
+    )
+    return {each.name: each.value for each in _separate(replaced)}
+
+
+def _separate(settings: Iterable[_Setting]) -> list[_Setting]:
+    """Return settings that have one name each.
+
+    As in TRL, a `packing_strategy` has no effect if `packing` is off.
+
+    Raises:
+        ConfigError: A setting occurs under two names.
+    """
+    settings = list(settings)
+    if any((_to_name(each.written), each.value) == ("packing", "none") for each in settings):
+        settings = [each for each in settings if _to_name(each.written) != "packing_strategy"]
+    written: dict[str, str] = {}
+    for each in settings:
+        if each.name in _TARGETS and written.setdefault(each.name, each.written) != each.written:
+            raise ConfigError(
+                f"{written[each.name]} and {each.written} are names of the same setting",
+                remedy="keep one of them",
+            )
+    return settings
 
 
 def replace_alias(name: str, value: Any) -> tuple[str, Any] | None:
@@ -80,6 +130,13 @@ def replace_alias(name: str, value: Any) -> tuple[str, Any] | None:
                 remedy=f"use keep_start or keep_end, or {setting('truncate_side')}",
             )
         return "truncate_side", _SIDES[value]
+    if name in _SHARES:
+        if not 0 <= _to_float(value) < 1:
+            raise ConfigError(
+                f"{name} is {value}",
+                remedy=f"use a share of the records, such as {setting('eval_fraction', '0.05')}",
+            )
+        return "eval_fraction", value
     name = _NAMES.get(name, name)
     if name in _LENGTHS and isinstance(value, str) and _THOUSANDS.fullmatch(value):
         value = 1024 * int(value[:-1])
@@ -90,32 +147,54 @@ def replace_flags(tokens: Sequence[str]) -> Iterator[str]:
     """Yield the arguments of a command with the flags and values of this program.
 
     Raises:
-        ConfigError: The value of a flag has no counterpart.
+        ConfigError: The value of a flag has no counterpart, or a setting occurs under two names.
 
     Example:
         --assistant_only_loss --max_seq_length 4k -o out
             ->  --train-on assistant --max-length 4096 --output out
     """
+    for each in _separate(_read_flags(tokens)):
+        yield from each.tokens
+
+
+def _read_flags(tokens: Sequence[str]) -> Iterator[_Setting]:
     rest = [*reversed(tokens)]
     while rest:
         token = rest.pop()
         if token == "--":
-            yield from (token, *reversed(rest))
+            yield _Setting(token, tokens=(token, *reversed(rest)))
             return
         if token == "-o":
-            yield "--output"
+            yield _Setting(token, "output", tokens=("--output",))
             continue
         flag = _FLAG.fullmatch(token)
-        name = flag[1].replace("-", "_") if flag else ""
-        if flag is None or name not in {*_NAMES, *_SWITCHES, *_LENGTHS, "truncation_mode"}:
-            yield token
+        written, value = (f"--{flag[1]}", flag[2]) if flag else (token, None)
+        name = _to_name(written) if flag else ""
+        if name not in _REPLACED:
+            yield _Setting(written, name, tokens=(token,))
             continue
-        value: Any = flag[2]
         if value is None and rest and (name != "assistant_only_loss" or rest[-1] in _BOOLEANS):
             value = rest.pop()
         if value is None and name not in _SWITCHES:  # the parser reports it
-            yield f"--{_NAMES.get(name, name).replace('_', '-')}"
+            name = _NAMES.get(name, name)
+            yield _Setting(written, name, tokens=(_to_flag(name),))
             continue
         replaced = replace_alias(name, True if value is None else value)
         if replaced is not None:
-            yield from (f"--{replaced[0].replace('_', '-')}", str(replaced[1]))
+            yield _Setting(written, *replaced, tokens=(_to_flag(replaced[0]), str(replaced[1])))
+
+
+def _to_name(written: str) -> str:
+    return written.lstrip("-").replace("-", "_")
+
+
+def _to_flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _to_float(value: Any) -> float:
+    """Return a number, or NaN for something else."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return math.nan

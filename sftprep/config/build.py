@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from sftprep.config.data import EvalConfig, ReadConfig, SourceConfig, SourceEntry
 from sftprep.config.output import OutputConfig
+from sftprep.config.parsing import parse_yaml
 from sftprep.config.record_format import FormatConfig
 from sftprep.config.validation import (
     EncoderChoice,
@@ -299,13 +300,13 @@ def read_config_file(path: str) -> dict[str, Any]:
     """Read a YAML file of flat settings; their names may contain - or _.
 
     Raises:
-        ConfigError: The file cannot be read, is not YAML, or is not a mapping.
+        ConfigError: The file cannot be read, is not YAML, is not a mapping, or has a key twice.
     """
     import yaml
 
     try:
         file = Path(expand_path(path, "the path of the config file"))
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = parse_yaml(file.read_text(encoding="utf-8"), path)
     except OSError as error:
         raise ConfigError(
             f"cannot read the config file {path}: {error.strerror}",
@@ -325,7 +326,13 @@ def read_config_file(path: str) -> dict[str, Any]:
             f"{path} contains a {type(content).__name__}, not settings",
             remedy="write lines such as  max_length: 2048",
         )
-    return {str(name).replace("-", "_"): value for name, value in content.items()}
+    settings: dict[str, Any] = {}
+    for name, value in content.items():
+        known = str(name).replace("-", "_")
+        if known in settings:
+            raise ConfigError(f"{path} has {known!r} twice", remedy="keep one of them")
+        settings[known] = value
+    return settings
 
 
 _PARTS: dict[str, type] = {

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from sftprep.config.parsing import parse_json
 from sftprep.errors import ConfigError
 
 FormatName = Literal[
@@ -196,13 +197,13 @@ def to_json_object(value: object, label: str, example: str) -> str | None:
         example: What the remedy shows.
 
     Raises:
-        ConfigError: The value is not a JSON object.
+        ConfigError: The value is not a JSON object, or has a key twice.
     """
     if value is None:
         return None
     remedy = f"write a JSON object such as {example}"
     try:
-        parsed = json.loads(value) if isinstance(value, str) else value
+        parsed = parse_json(value, label) if isinstance(value, str) else value
         text = json.dumps(parsed, ensure_ascii=False, allow_nan=False)
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sftprep.config.build import BuildConfig
+from sftprep.config.parsing import parse_json, parse_yaml
 from sftprep.config.validation import expand_path
 from sftprep.errors import ConfigError
 from sftprep.exchange.imports.axolotl import convert_axolotl, is_axolotl
@@ -71,7 +71,8 @@ def _read(path: Path) -> Any:
                 f"{path} has more than {_LARGEST_FILE:,} bytes", remedy="specify a file of settings"
             )
         text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        parse = parse_json if path.suffix == ".json" else parse_yaml
+        return parse(text, str(path))
     except OSError as error:
         raise ConfigError(
             f"cannot read {path}: {error.strerror}", remedy="check its path"
