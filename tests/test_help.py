@@ -140,3 +140,27 @@ def test_help_of_the_trainer(
     assert text.startswith(f"usage: sfttrain {command}")
     assert required_in(text) == required
     assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("verify", "DIRECTORY is missing\n  → sftprep verify DIRECTORY\n"),
+        ("import --json", "FILE is missing\n  → sftprep import FILE\n"),
+        ("completion", "SHELL is missing\n"),
+        ("push shards", "REPOSITORY is missing\n  → sftprep push DIRECTORY REPOSITORY\n"),
+        ("export shards -o x", "--to is missing\n  → sftprep export DIRECTORY --to CHOICE"),
+        ("build a.jsonl --tokenizer", "--tokenizer has no value\n"),
+        ("build a.jsonl --eval-input -", "--eval-input cannot be -, which is stdin\n"),
+        ("build a.jsonl --max_lenght=3", "unknown option --max_lenght\n  → did you mean --max-l"),
+        ("build a.jsonl --dataset_name x", "unknown option --dataset_name\n  → see sftprep build"),
+        ("build a.jsonl --learning_rate 1", "unknown option --learning_rate\n  → see sftprep bu"),
+    ],
+)
+def test_wrong_arguments_are_named_as_in_the_help(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        sftprep.cli.entry.main(arguments.split())
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import shlex
 import sys
 import traceback
+from itertools import pairwise
 from typing import get_args
 
-from cyclopts import App, ArgumentCollection
+from cyclopts import App, ArgumentCollection, MissingArgumentError, UnknownOptionError
 from cyclopts.config import Dict
 
 # These modules add their commands to the application.
@@ -24,7 +26,7 @@ import sftprep.cli.preview
 import sftprep.cli.push
 import sftprep.cli.verify  # noqa: F401
 from sftprep.cli.app import app
-from sftprep.cli.help_text import help_text
+from sftprep.cli.help_text import argument_name, help_text, usage_text
 from sftprep.config.aliases import replace_aliases, replace_flags
 from sftprep.config.build import read_config_file
 from sftprep.errors import (
@@ -83,8 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(inner, SftprepError):
             _fail(inner, error, inner.exit_code, debug=debug)
         if type(error).__module__.startswith("cyclopts"):
-            command = f"{tokens[0]} " if tokens and tokens[0] in app else ""
-            _fail(f"{error}\n  → see sftprep {command}--help", error, 2, debug=debug)
+            _fail(_explain(error, tokens), error, 2, debug=debug)
         raise
 
 
@@ -146,6 +147,38 @@ def _is_integer(text: str) -> bool:
         return float(text).is_integer()
     except ValueError:
         return True  # not a number at all, which the parser reports
+
+
+def _explain(error: Exception, tokens: list[str]) -> str:
+    """Return the text for an error of the parser."""
+    command = tokens[0] if tokens and tokens[0] in app else ""
+    remedy = f"see sftprep {command} --help" if command else "see sftprep --help"
+    message = str(error)
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        name = argument_name(error.argument)
+        written = error.keyword or next(
+            (token.keyword for token in error.argument.tokens if token.keyword), None
+        )
+        if written is None:
+            message, remedy = f"{name} is missing", usage_text(app, command)
+        elif (written, "-") in pairwise(tokens):
+            message = f"{written} cannot be -, which is stdin"
+            remedy = "write it to a file; ./- is a file of this name"
+        else:
+            message = f"{written} has no value"
+    elif isinstance(error, UnknownOptionError):
+        written = (error.token.keyword or error.token.value).partition("=")[0].strip("[]")
+        source = "" if error.token.source == "cli" else f" in {error.token.source}"
+        message = f"unknown option {written}{source}"
+        known = {_plain(name): name for each in error.argument_collection for name in each.names}
+        # With the default cutoff, --date would be suggested for --dataset_name.
+        if similar := difflib.get_close_matches(_plain(written), known, n=1, cutoff=0.75):
+            remedy = f"did you mean {known[similar[0]]}? {remedy}"
+    return f"{message}\n  → {remedy}"
+
+
+def _plain(flag: str) -> str:
+    return flag.lstrip("-").replace("_", "-")
 
 
 def _fail(message: object, error: BaseException, code: int, *, debug: bool) -> None:

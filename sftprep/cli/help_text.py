@@ -39,11 +39,28 @@ def help_text(app: App, tokens: Sequence[str]) -> str | None:
     command = app.resolved_commands().get(tokens[0])
     if command is None:
         return None
-    arguments = command.assemble_argument_collection(
+    usage = f"usage: {usage_text(app, tokens[0])} [options]"
+    return "\n".join(_command_lines(usage, _description(command), _arguments(app, command), width))
+
+
+def usage_text(app: App, command: str) -> str:
+    """Return a command with what it requires: `sftprep verify DIRECTORY`."""
+    arguments = _arguments(app, app.resolved_commands()[command])
+    required = sorted(
+        (each for each in arguments if each.show and _is_required(each)), key=_section_order
+    )
+    return " ".join([app.name[0], command, *map(_usage, required)])
+
+
+def argument_name(argument: Argument) -> str:
+    """Return the name of an argument as in the help: DIRECTORY or --tokenizer."""
+    return _usage(argument) if _is_positional(argument) else argument.name
+
+
+def _arguments(app: App, command: App) -> Sequence[Argument]:
+    return command.assemble_argument_collection(
         default_parameter=app.default_parameter, parse_docstring=True
     )
-    usage = f"usage: {app.name[0]} {tokens[0]}"
-    return "\n".join(_command_lines(usage, _description(command), arguments, width))
 
 
 def _program_lines(app: App, width: int) -> Iterator[str]:
@@ -70,8 +87,7 @@ def _command_lines(
         elif title == "parameters":
             title = "options"
         sections.setdefault(title, []).append(argument)
-    required = [_usage(argument) for argument in sections["required"]]
-    yield " ".join([usage, *required, "[options]"])
+    yield usage
     yield from ("", *_reflow(description, width))
     for title, members in sections.items():
         if not members:
