@@ -15,7 +15,7 @@ import pytest
 
 import sftprep
 import sfttrain
-from sftprep.cli import finished
+from sftprep.cli import finished, garbage
 from sftprep.config import BuildConfig, SourceEntry
 from sftprep.errors import (
     ConfigError,
@@ -188,7 +188,8 @@ def test_every_setting_in_an_error_of_sftprep_exists():
     parts = [type(getattr(config, field.name)) for field in dataclasses.fields(config)]
     known = names_of_fields(SourceEntry, *parts) | names_of_arguments(PackedStream)
     functions = (getattr(sftprep, name) for name in sftprep.__all__)
-    known |= names_of_arguments(*filter(inspect.isfunction, functions), finished.inspect)
+    known |= names_of_arguments(*filter(inspect.isfunction, functions))
+    known |= names_of_arguments(finished.inspect, garbage.gc)
     found = list(settings_in(Path(sftprep.__file__).parent))
     assert len(found) > 20
     assert [(where, name) for where, name in found if name not in known] == []

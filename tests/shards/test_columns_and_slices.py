@@ -84,6 +84,21 @@ def test_a_slice_of_a_build_is_a_list_of_packs(shards: Shards) -> None:
         assert [values_of(pack) for pack in shards[key]] == [values_of(pack) for pack in packs[key]]
 
 
+@pytest.mark.parametrize("key", [[1, 2], None, np.array([1]), 1.5, (0, 1), True, b"0"])
+def test_other_keys_of_a_build_are_refused(shards: Shards, key: Any) -> None:
+    with pytest.raises(TypeError, match="an integer, a slice, or the name of a column, not by"):
+        shards[key]
+    with pytest.raises(TypeError, match="by an integer or a slice, not by"):
+        shards["input_ids"][key]
+
+
+@pytest.mark.parametrize("key", [np.int64(1), np.uint8(1), np.int32(-1)])
+def test_integers_of_numpy_are_indices(shards: Shards, key: Any) -> None:
+    expected = shards[int(key)].input_ids
+    assert np.array_equal(shards[key].input_ids, expected)
+    assert np.array_equal(shards["input_ids"][key], expected)
+
+
 def test_a_column_of_a_build_has_an_array_for_each_pack(shards: Shards) -> None:
     column = shards["input_ids"]
     assert len(column) == len(shards)

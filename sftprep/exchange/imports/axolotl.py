@@ -106,7 +106,9 @@ def _convert_special_tokens(conversion: Conversion, value: Any, _: dict[str, Any
     for name, token in value.items():
         if name == "eos_token":
             conversion.settings["eos_token"] = token
-        elif name != "pad_token":  # packs have no padding
+        elif name == "pad_token":
+            conversion.skip(f"special_tokens.{name}", token, "packs have no padding")
+        else:
             conversion.skip(f"special_tokens.{name}", token, "change the tokenizer")
 
 

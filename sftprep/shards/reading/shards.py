@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -97,13 +98,14 @@ class Shards:
         Raises:
             IndexError: The index is out of range.
             KeyError: No column has this name.
+            TypeError: The key is something else.
             ShardError: A file is missing or damaged.
         """
         if isinstance(key, slice):
             return [self.read(index) for index in range(len(self))[key]]
         if isinstance(key, str):
             return PackColumn(self, key)
-        return self.read(key)
+        return self.read(_to_index(key, "an integer, a slice, or the name of a column"))
 
     def read(self, index: int) -> Pack:
         """Return the pack of an index, which counts from the end if it is negative."""
@@ -354,7 +356,22 @@ class PackColumn(Sequence[NDArray[Any] | None]):
     def __getitem__(self, key: int | slice) -> Any:
         if isinstance(key, slice):
             return [getattr(pack, self._name) for pack in self._shards[key]]
-        return getattr(self._shards.read(key), self._name)
+        index = _to_index(key, "an integer or a slice")
+        return getattr(self._shards.read(index), self._name)
+
+
+def _to_index(key: object, accepted: str) -> int:
+    """Return an integer of Python or NumPy as the former.
+
+    Raises:
+        TypeError: The key is something else.
+    """
+    try:
+        if isinstance(key, bool):
+            raise TypeError
+        return operator.index(key)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"packs are selected by {accepted}, not by {type(key).__name__}") from None
 
 
 class ShardNumber(NamedTuple):
