@@ -188,13 +188,14 @@ def test_axolotl_settings_and_what_has_no_counterpart(axolotl: Path, folder: Pat
         "load_in_4bit: true",
         'adapter: "lora"',
         "lora_r: 16",
+        "special_tokens.pad_token:",
         'dataset_prepared_path: "last_run_prepared"',
     ):
         assert f"not converted: {name}" in notes
     # One line for each, and none for what is converted.
-    for name in ("datasets[0]", "datasets[2]", "sequence_len", "seed", "pad_token", "base_model"):
+    for name in ("datasets[0]", "datasets[2]", "sequence_len", "seed", "base_model"):
         assert name not in notes
-    assert len(conversion.notes) == 7
+    assert len(conversion.notes) == 8
     text = conversion.to_yaml("title")
     assert yaml.safe_load(text) == conversion.settings
     assert [line for line in text.splitlines() if line.startswith("# not converted: ")] == [
@@ -244,6 +245,8 @@ def test_where_the_data_of_axolotl_is(
         ({"shards": 4, "shards_idx": 0}, "shards"),
         ({"chat_template": "chatml"}, "chat_template"),
         ({"split": "train[10%:20%]"}, "split"),
+        ({"ds_type": "parquet"}, "ds_type"),
+        ({"path": "org/name", "ds_type": "json"}, "ds_type"),
     ],
 )
 def test_a_setting_of_a_data_set_without_a_counterpart(
@@ -273,6 +276,8 @@ def test_a_setting_of_a_data_set_without_a_counterpart(
             {},
             "not converted: chat_template_jinja",
         ),
+        ({"chat_template_jinja": "{{ x }}"}, {}, "not converted: chat_template_jinja"),
+        ({"special_tokens": {"pad_token": "<pad>"}}, {}, "not converted: special_tokens.pad_token"),
         ({"special_tokens": {"eos_token": "</s>"}}, {"eos_token": "</s>"}, ""),
         ({"dataset_exact_deduplication": True}, {"duplicates": "drop"}, ""),
         (
@@ -307,6 +312,36 @@ def convert(content: dict[str, Any], tmp_path: Path) -> sftprep.Conversion:
     return sftprep.import_config(tmp_path / "config.yaml")
 
 
+def test_parts_of_one_file_are_reported_and_the_rest_is_built(
+    folder: Path, tokenizer_dir: Path
+) -> None:
+    path = folder / "sharegpt.jsonl"
+    entry = {"path": str(path), "type": "chat_template", "field_messages": "conversations"}
+    (folder / "link.jsonl").symlink_to(path)
+    entries = [
+        {**entry, "split": "train[:10]"},
+        {**entry, "split": "train[10:]"},
+        {**entry, "path": str(folder / "link.jsonl")},
+        {**entry, "path": "json", "data_files": [str(path)]},
+    ]
+    conversion = convert({"datasets": entries}, folder)
+    assert len(conversion.settings["sources"]) == 1
+    left_out = [note for note in conversion.notes if "an earlier source reads this" in note]
+    assert [note.split(":")[1] for note in left_out] == [f" datasets[{n}]" for n in (1, 2, 3)]
+    settings = {**conversion.settings, "tokenizer": str(tokenizer_dir)}
+    sftprep.build(**settings, output=folder / "b", workers=1)
+    assert records_of(folder / "b") == {str(path): 10}
+
+
+def test_splits_and_configurations_of_one_data_set_are_sources(tmp_path: Path) -> None:
+    entry = {"path": "org/name", "type": "chat_template"}
+    entries = [entry, {**entry, "split": "test"}, {**entry, "name": "en"}, entry]
+    conversion = convert({"datasets": entries}, tmp_path)
+    assert len(conversion.settings["sources"]) == 3
+    assert len(conversion.notes) == 1
+    assert conversion.notes[0].startswith('not converted: datasets[3]: "org/name" (an earlier')
+
+
 # --- LLaMA-Factory --------------------------------------------------------------------------------
 
 
@@ -321,6 +356,16 @@ def test_dataset_info_is_built(folder: Path, tokenizer_dir: Path) -> None:
         "not converted: preferences.ranking: true",
         'not converted: modelscope.ms_hub_url: "org/name"',
     ]
+
+
+def test_two_data_sets_of_one_file(folder: Path) -> None:
+    info = {
+        name: {"file_name": "alpaca.jsonl", "num_samples": n} for n, name in ((3, "a"), (4, "b"))
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    conversion = sftprep.import_config(folder / "dataset_info.json")
+    assert [source["name"] for source in conversion.settings["sources"]] == ["a"]
+    assert any(note.startswith("not converted: b: ") for note in conversion.notes)
 
 
 def test_the_answers_of_all_formats_are_trained(folder: Path, tokenizer_dir: Path) -> None:

@@ -31,7 +31,9 @@ def convert_axolotl(content: dict[str, Any]) -> Conversion:
     settings = conversion.settings
     settings["sources"] = []
     for number, entry in enumerate(content["datasets"]):
-        settings["sources"] += convert_source(f"datasets[{number}]", entry, content, conversion)
+        name = f"datasets[{number}]"
+        for source in convert_source(name, entry, content, conversion):
+            conversion.add_source(name, source)
     if not settings["sources"]:
         raise ConfigError(
             f"none of the data sets can be converted: {'; '.join(conversion.notes[:3])}",
@@ -73,6 +75,11 @@ def _convert_template(conversion: Conversion, value: Any, content: dict[str, Any
         conversion.skip(
             "chat_template", value, "the template of the tokenizer is used; chat_template: FILE"
         )
+
+
+def _convert_template_text(conversion: Conversion, value: Any, content: dict[str, Any]) -> None:
+    if content.get("chat_template") != "jinja":
+        conversion.skip("chat_template_jinja", value, "chat_template is not jinja")
 
 
 def _convert_held_out(conversion: Conversion, value: Any, _: dict[str, Any]) -> None:
@@ -132,6 +139,7 @@ _CONVERTERS: dict[str, Callable[[Conversion, Any, dict[str, Any]], None]] = {
     "sequence_len": _set("max_length"),
     "seed": _set("seed"),
     "chat_template": _convert_template,
+    "chat_template_jinja": _convert_template_text,
     "val_set_size": _convert_held_out,
     "test_datasets": _convert_test_sets,
     "special_tokens": _convert_special_tokens,
@@ -143,7 +151,6 @@ _CONVERTERS: dict[str, Callable[[Conversion, Any, dict[str, Any]], None]] = {
 
 _READ = {
     *("datasets", "tokenizer_config", "base_model", "sample_packing", "excess_length_strategy"),
-    *("chat_template_jinja",),
 }
 """Settings that are read elsewhere."""
 

@@ -63,6 +63,9 @@ def _convert_location(source: SourceConversion, entry: dict[str, Any]) -> None:
         settings["inputs"] = files
     else:
         settings["inputs"] = [f"hf://datasets/{path}/{file}" for file in files]
+    kind, names = entry.get("ds_type"), files or [path]
+    if kind and not all(re.search(rf"\.{re.escape(str(kind))}l?(\.\w+)?$", n) for n in names):
+        source.skip("ds_type", kind, "the kind of a file follows from its name")
     if entry.get("revision"):
         settings["revision"] = entry["revision"]
     split = entry.get("split")

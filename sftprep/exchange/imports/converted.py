@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,22 @@ class Conversion:
     def differ(self, name: str, value: object, difference: str) -> None:
         """Note a setting whose counterpart has another effect."""
         self.notes.append(f"different: {name}: {_shorten(value)}" + _in_parentheses(difference))
+
+    def add_source(self, name: str, source: dict[str, Any]) -> None:
+        """Add a source, or note that an earlier one has its files: a build reads a file once.
+
+        Args:
+            name: The name of the data set in the other file.
+            source: Its settings.
+        """
+        data = _data_of(source)
+        for earlier in self.settings["sources"]:
+            if not data.isdisjoint(_data_of(earlier)):
+                place = source.get("path") or ", ".join(source["inputs"])
+                reason = "an earlier source reads this; the data set is left out"
+                self.skip(name, place, f"{reason}; adjust limit, weight or repeat of that source")
+                return
+        self.settings["sources"].append(source)
 
     def to_yaml(self, title: str) -> str:
         """Return the config file: a title and the notes as comments, then the settings."""
@@ -77,6 +94,19 @@ class SourceConversion:
         for key, value in values.items():
             if key not in read and value not in (None, False):
                 self.skip(key, value, reason)
+
+
+def _data_of(source: dict[str, Any]) -> set[tuple[object, ...]]:
+    """Return what identifies the files that a source reads, without a look into them."""
+    found: set[tuple[object, ...]] = set()
+    for name in [source["path"]] if "path" in source else source["inputs"]:
+        path = os.path.realpath(os.path.expanduser(name))
+        if os.path.isfile(path):
+            found.add((path,))  # whatever the split is
+        else:
+            choice = (source.get(key) for key in ("config_name", "split", "revision"))
+            found.add((name, *choice))
+    return found
 
 
 def _shorten(value: object) -> str:

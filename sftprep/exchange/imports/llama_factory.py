@@ -69,7 +69,7 @@ def convert_dataset_info(
     for name in names or content:
         source = SourceConversion(name, conversion, {})
         if _convert_entry(source, content[name], folder):
-            conversion.settings["sources"].append({**source.settings, "name": name})
+            conversion.add_source(name, {**source.settings, "name": name})
     if not conversion.settings["sources"]:
         raise ConfigError(
             f"none of the data sets can be converted: {'; '.join(conversion.notes[:3])}",

@@ -90,8 +90,8 @@ def reject_duplicates(files: list[str]) -> None:
         if identity in seen:
             raise ConfigError(
                 f"{file} is named twice among the inputs",
-                remedy="name it once; to train on its records more often, set `repeat` of its source"
-                " in a mixture (a config file with `sources`)",
+                remedy="name it once; to train on its records more often, set `repeat` of its"
+                " source in a mixture (a config file with `sources`)",
             )
         seen.add(identity)
 
