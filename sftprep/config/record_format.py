@@ -146,9 +146,8 @@ class FormatConfig:
             )
         if self.train_on not in compatible:
             raise ConfigError(
-                f"{setting(name)} concerns trained turns, and {setting('train_on', self.train_on)}"
-                " does not train turns",
-                remedy=f"use {setting('train_on', 'assistant')}",
+                f"{setting(name)} needs trained turns",
+                remedy=f"set {setting('train_on', 'assistant')}",
             )
 
     def renames(self) -> dict[str, str]:

@@ -81,12 +81,17 @@ def verdict_lines(preview: Preview, options: ViewOptions) -> Iterator[str]:
         if verdict.remedy:
             yield f"      → {escape_control(verdict.remedy)}"
     examined = format_count(preview.ledger.records, "record")
-    what = "all" if preview.examined_all else "a sample of" if not preview.records else "the shown"
-    numbers = [
-        f"{sum(verdict.severity == severity for verdict in preview.verdicts)} {severity}"
+    if preview.examined_all:
+        scope = f"all {examined}" if preview.ledger.records != 1 else f"the {examined}"
+    else:
+        scope = f"the {examined} shown" if preview.records else f"a sample of {examined}"
+    counts = [
+        sum(verdict.severity == severity for verdict in preview.verdicts)
         for severity in _SEVERITY_COLORS
     ]
-    yield f"{' and '.join(numbers)} findings in {what} {examined}"
+    numbers = [f"{n} {severity}" for n, severity in zip(counts, _SEVERITY_COLORS, strict=True)]
+    noun = "finding" if counts[-1] == 1 else "findings"  # it follows the last number
+    yield f"{' and '.join(numbers)} {noun} in {scope}"
 
 
 def preview_data(preview: Preview) -> dict[str, Any]:

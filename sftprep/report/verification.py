@@ -29,7 +29,11 @@ def verification_lines(result: Verification) -> list[str]:
     }
     counted = ", ".join(format_count(number, noun) for noun, number in numbers.items())
     place = f"part {result.part} of {result.folder}" if result.part else str(result.folder)
-    lines = [f"{'ok' if result.ok else 'DAMAGED'}: {counted} in {place}"]
+    if result.ok:
+        lines = [f"ok: {counted} in {place}"]
+    else:
+        problems = format_count(len(result.problems) + result.more_problems, "problem")
+        lines = [f"DAMAGED: {problems} in {place}; intact: {counted}"]
     if result.quick:
         lines.append(f"read {result.blocks_read:,} of {format_count(result.blocks, 'block')}")
     if result.unchecked:

@@ -177,6 +177,8 @@ class Group:
         """
         if self.format_version.startswith("1."):
             return self._locate_by_ordinal(origin)
+        if origin < 0:
+            raise IndexError(f"{origin} is not an origin")
         number, line = origin >> ORIGIN_BITS, origin & ((1 << ORIGIN_BITS) - 1)
         found = number
         for info in self.inputs:

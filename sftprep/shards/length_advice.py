@@ -137,7 +137,7 @@ def _cut_shares(ledger: Ledger) -> tuple[float, float]:
 
 def _describe_cuts(max_length: int, cut: float, trained_cut: float) -> str:
     return (
-        f"{setting('max_length', max_length)} cut {_percent(cut)} of all tokens and"
+        f"{setting('max_length', max_length)} removed {_percent(cut)} of all tokens and"
         f" {_percent(trained_cut)} of the trained tokens"
     )
 

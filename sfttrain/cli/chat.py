@@ -29,11 +29,6 @@ from sfttrain.cli.arguments import SettingsParser
 # this keeps the joiners of emoji and of Persian, which models write.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-_ENDINGS = {
-    "interrupted": "interrupted",
-    "length": "cut: --max_new_tokens allows more, up to the context of the model",
-}
-
 
 @dataclass
 class ChatConfig:
@@ -191,10 +186,21 @@ def _answer(session: ChatSession, message: str, config: ChatConfig) -> Answer:
         return answer
     answer = session.ask(message, _write_visibly if sys.stdout.isatty() else _write)
     print(flush=True)
-    note = _ENDINGS.get(answer.end) or ("" if answer.answer else "the model ended its turn at once")
-    if note:  # on stderr, because stdout has the answers only
+    if note := _describe_end(
+        answer, config.max_new_tokens
+    ):  # on stderr, because stdout has the answers only
         print(f"[{note}]", file=sys.stderr)
     return answer
+
+
+def _describe_end(answer: Answer, max_new_tokens: int) -> str:
+    if answer.end == "interrupted":
+        return "interrupted"
+    if answer.end == "length":
+        if answer.answer_tokens == max_new_tokens:
+            return f"cut at --max_new_tokens {max_new_tokens}"
+        return "cut at the context of the model"
+    return "" if answer.answer else "the model ended its turn at once"
 
 
 def _write(text: str) -> None:

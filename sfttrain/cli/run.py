@@ -329,4 +329,4 @@ def _add_console(trainer: SFTTrainer, warnings: Sequence[str], notice: str) -> N
 
 
 def _describe_size(source: Any) -> str:
-    return "a stream of packs" if is_stream(source) else f"{len(source):,} packs"
+    return "a stream of packs" if is_stream(source) else format_count(len(source), "pack")

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from sftprep.errors import format_count
+
 
 @dataclass(frozen=True)
 class RunSummary:
@@ -61,7 +63,7 @@ class RunSummary:
             else f", loss {self.first_loss:.4f} → {self.last_loss:.4f}"
         )
         lines = [
-            f"{self.steps} steps in {self.seconds:.0f} s{losses}",
+            f"{format_count(self.steps, 'step')} in {self.seconds:.0f} s{losses}",
             f"{self.trained_tokens:,} trained tokens, {self.tokens_per_second:,.0f} a second",
             (
                 f"the {self.kind} is in {self.output_dir} ({self.trained_parameters:,} of"

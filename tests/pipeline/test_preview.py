@@ -388,7 +388,7 @@ def test_doctor_fails_with_remedies_as_flags(
         in text
     )
     assert "→ raise --max-length if its answer is cut" in text
-    assert text.endswith("1 major and 1 minor findings in all 2 records\n")
+    assert text.endswith("1 major and 1 minor finding in all 2 records\n")
 
 
 @pytest.mark.parametrize(

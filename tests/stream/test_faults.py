@@ -420,7 +420,7 @@ def test_a_length_that_cuts_much_is_logged_once(
         for kind in ("tokens", "trained")
     )
     assert logged == [
-        f"max_length=8 cut {share} % of all tokens and {trained_share} % of the trained tokens;"
+        f"max_length=8 removed {share} % of all tokens and {trained_share} % of the trained tokens;"
         " raise max_length"
     ]
 

@@ -305,9 +305,13 @@ def check_not_empty(
         f"check {setting('format')}",
         f"check {setting('train_on')} and {setting('max_length')}",
     ]
+    problem = f"no usable record{' to evaluate on' if evaluation else ''}"
+    if not reasons and not ledger.records:
+        where = inputs[0].path if len(inputs) == 1 else f"the {len(inputs):,} input files"
+        raise EmptyInput(f"{problem}: there are no records in {where}", remedy=checks[0])
     raise EmptyInput(
-        f"no usable record{' to evaluate on' if evaluation else ''} in {len(inputs)}"
-        f" input file{'s' * (len(inputs) != 1)} ({reasons or 'the input has no records'})"
+        f"{problem} in {len(inputs)} input file{'s' * (len(inputs) != 1)}"
+        + (f" ({reasons})" if reasons else "")
         + first_of_each_reason(_read_rejected([f for f in files if f.exists()]))
         + first_of_each_drop(_locate_dropped(inputs)),
         remedy=[

@@ -124,7 +124,7 @@ class OutputHub(ScratchOutput):
         sent = self.find_sent()
         *files, last = (NewFile(path, name) for path, name in staged if name not in sent)
         used = {name: sent[name] for _, name in staged if name in sent}
-        message = f"Build of {manifest.rows:,} packs"
+        message = f"Build of {format_count(manifest.rows, 'pack')}"
         pushed = publish(self.repository, self.replaced, files, last, message=message, sent=used)
         if pushed.keeps_readme:
             card_notice(self.repository).log()

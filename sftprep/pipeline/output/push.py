@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sftprep.config.validation import is_url, local_folder
-from sftprep.errors import ConfigError, ManifestError, ShardError, setting
+from sftprep.errors import ConfigError, ManifestError, ShardError, format_count, setting
 from sftprep.pipeline.output.hub import PushReport, publish, replaceable_manifest
 from sftprep.pipeline.output.store import build_names
 from sftprep.shards.layout import (
@@ -74,7 +74,7 @@ def push(
         files.append(NewFile(root / CARD_NAME, CARD_NAME))
     head = target.create(private=private)
     replaced = replaceable_manifest(target, head, overwrite=overwrite, same=last)
-    message = message or f"Build of {manifest.rows:,} packs"
+    message = message or f"Build of {format_count(manifest.rows, 'pack')}"
     return publish(target, replaced, files, last, message=message, progress=progress)
 
 

@@ -8,6 +8,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.errors import format_count
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Pack:
@@ -37,7 +39,7 @@ class Pack:
         trained = np.count_nonzero(self.completion_mask)
         return (
             f"Pack({len(self.input_ids):,} tokens, {trained:,} trained,"
-            f" {len(self.seq_lengths):,} sequences)"
+            f" {format_count(len(self.seq_lengths), 'sequence')})"
         )
 
     @overload

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sftprep.errors import ManifestError
+from sftprep.errors import ManifestError, format_count
 from sftprep.shards.group import ShardInfo
 from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
 from sftprep.shards.manifest import Manifest
@@ -78,7 +78,7 @@ class Shards:
     def __repr__(self) -> str:
         manifest = self.manifest
         return (
-            f"Shards({str(self.root)!r}, {len(self):,} packs of up to"
+            f"Shards({str(self.root)!r}, {format_count(len(self), 'pack')} of up to"
             f" {manifest.max_length:,} tokens, {manifest.tokens:,} tokens,"
             f" {manifest.trained_tokens:,} trained)"
         )
