@@ -186,9 +186,8 @@ def _answer(session: ChatSession, message: str, config: ChatConfig) -> Answer:
         return answer
     answer = session.ask(message, _write_visibly if sys.stdout.isatty() else _write)
     print(flush=True)
-    if note := _describe_end(
-        answer, config.max_new_tokens
-    ):  # on stderr, because stdout has the answers only
+    note = _describe_end(answer, config.max_new_tokens)
+    if note:  # on stderr, because stdout has the answers only
         print(f"[{note}]", file=sys.stderr)
     return answer
 

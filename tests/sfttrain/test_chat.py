@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftprep.errors import ConfigError, InputNotFound, MismatchError, TemplateError, TokenizerError
-from sfttrain.chat.session import ChatSession
+from sfttrain.chat.session import Answer, ChatSession
 from sfttrain.chat.trained_model import TrainedModel, load_trained_model
 from sfttrain.cli import chat as chat_command
 from sfttrain.cli import help_text
@@ -338,6 +338,20 @@ def test_help_has_every_setting_with_its_default(capsys: pytest.CaptureFixture[s
 def test_control_characters_are_visible_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     chat_command._write_visibly("a\x1b]0;title\x07\tb\n👩\u200d🚀")
     assert capsys.readouterr().out == "a\\x1b]0;title\\x07\tb\n👩\u200d🚀"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "end", "note"),
+    [
+        (3, "length", "cut at --max_new_tokens 3"),
+        (2, "length", "cut at the context of the model"),
+        (None, "interrupted", "interrupted"),
+        (2, "end", ""),
+    ],
+)
+def test_the_note_at_an_end_names_what_ended_it(tokens: int | None, end: str, note: str) -> None:
+    answer = Answer(answer="Hi", prompt_tokens=5, answer_tokens=tokens, end=end)
+    assert chat_command._describe_end(answer, max_new_tokens=3) == note
 
 
 @pytest.mark.slow

@@ -99,6 +99,12 @@ def test_integers_of_numpy_are_indices(shards: Shards, key: Any) -> None:
     assert np.array_equal(shards["input_ids"][key], expected)
 
 
+def test_a_representation_of_one_sequence_and_a_negative_origin(shards: Shards) -> None:
+    assert repr(shards[0][:1]).endswith(" 1 sequence)")
+    with pytest.raises(IndexError, match="-1 is not an origin"):
+        shards.manifest.locate(-1)
+
+
 def test_a_column_of_a_build_has_an_array_for_each_pack(shards: Shards) -> None:
     column = shards["input_ids"]
     assert len(column) == len(shards)

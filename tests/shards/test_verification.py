@@ -221,7 +221,9 @@ def test_the_number_of_named_problems_is_limited(
     with pytest.raises(SystemExit) as ended:
         main(["verify", str(folder)])
     assert ended.value.code == 1
-    lines = capsys.readouterr().err.splitlines()
+    output, errors = capsys.readouterr()
+    assert output.startswith(f"DAMAGED: 1,010 problems in {folder}; intact: 0 shards, 0 packs")
+    lines = errors.splitlines()
     assert len(lines) == 101
     assert lines[-1] == "and 910 more problems"
 

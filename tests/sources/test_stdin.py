@@ -189,3 +189,14 @@ def test_blocks_are_whole_lines(lines: list[bytes], size: int, is_ended: bool) -
     assert all(block.endswith(b"\n") for block in blocks)
     joined = b"".join(blocks)
     assert joined == (data if data.endswith(b"\n") else data + b"\n")
+
+
+@pytest.mark.parametrize("data", [b"", b"\n\n"])
+def test_stdin_without_records_is_named(
+    data: bytes, run: Run, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    flags = ("--tokenizer", str(tokenizer_dir), "--workers", "1")
+    code, _, error = run(data, "build", "-", "-o", str(tmp_path / "a"), *flags)
+    assert code == 2
+    assert "error: no usable record: there are no records in <stdin>\n" in error
+    assert "--train-on" not in error
