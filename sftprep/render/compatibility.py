@@ -62,7 +62,8 @@ def trained_part(recipe: Recipe, detected: DetectedFormat) -> str:
     if recipe.train_roles:
         return f"the turns of {' and '.join(recipe.train_roles)}"
     if kind in ("prompt", "pair") and not uses_template(recipe, detected):
-        return _TRAINED["all" if recipe.train_on == "all" else "completion"]  # there are no turns
+        # Strings have no turns.
+        return _TRAINED["all" if recipe.train_on == "all" else "completion"]
     return _TRAINED[recipe.train_on]
 
 

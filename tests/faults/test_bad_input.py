@@ -118,8 +118,8 @@ def test_above_the_limit_the_error_says_how_to_keep_suspicious_records(
     [
         ("truncated.jsonl.gz", InputUnreadable, r"truncated\.jsonl\.gz is damaged or cut short"),
         ("utf16.jsonl", InputUnreadable, r"utf16\.jsonl is UTF-16[\s\S]*iconv"),
-        ("empty.jsonl", EmptyInput, r"no usable record: there are no records in .*\.jsonl"),
-        ("only_newlines.jsonl", EmptyInput, r"no usable record: there are no records in .*\.jsonl"),
+        ("empty.jsonl", EmptyInput, r"no usable record: no records in .*\.jsonl"),
+        ("only_newlines.jsonl", EmptyInput, r"no usable record: no records in .*\.jsonl"),
     ],
 )
 def test_unusable_files_are_errors_with_their_name(tokenizer_dir, tmp_path, name, error, message):

@@ -198,5 +198,5 @@ def test_stdin_without_records_is_named(
     flags = ("--tokenizer", str(tokenizer_dir), "--workers", "1")
     code, _, error = run(data, "build", "-", "-o", str(tmp_path / "a"), *flags)
     assert code == 2
-    assert "error: no usable record: there are no records in <stdin>\n" in error
+    assert "error: no usable record: no records in <stdin>\n" in error
     assert "--train-on" not in error

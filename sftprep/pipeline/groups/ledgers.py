@@ -308,7 +308,7 @@ def check_not_empty(
     problem = f"no usable record{' to evaluate on' if evaluation else ''}"
     if not reasons and not ledger.records:
         where = inputs[0].path if len(inputs) == 1 else f"the {len(inputs):,} input files"
-        raise EmptyInput(f"{problem}: there are no records in {where}", remedy=checks[0])
+        raise EmptyInput(f"{problem}: no records in {where}", remedy=checks[0])
     raise EmptyInput(
         f"{problem} in {len(inputs)} input file{'s' * (len(inputs) != 1)}"
         + (f" ({reasons})" if reasons else "")

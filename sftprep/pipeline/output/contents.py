@@ -60,7 +60,7 @@ FINAL_NAME = re.compile(
 )
 """Paths in the output folder to which a commit moves files, apart from the data card."""
 NOT_THE_SAME = "which is not known to have the inputs, settings and versions of this command"
-"""Said of a finished build that is not up to date; data in memory cannot be compared."""
+"""The description of a finished build that is not up to date; data in memory cannot be compared."""
 _OLD_REJECTED_NAME = "rejected.jsonl"
 """The rejected records of a build before version 2.0."""
 

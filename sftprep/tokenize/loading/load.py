@@ -162,7 +162,7 @@ def _download(name: str, local: Path, revision: str | None) -> Path:
         revision: A branch, tag or commit.
 
     Raises:
-        TokenizerError: There is no such repository, or it cannot be read.
+        TokenizerError: The repository does not exist, or cannot be read.
         HubError: The Hub cannot be reached or read.
     """
     if local.exists():
