@@ -286,11 +286,7 @@ def check_not_empty(
     """
     if ledger.sequences:
         return
-    groups = {
-        "rejected": ledger.rejected,
-        "dropped": ledger.dropped,
-        "left out": ledger.left_out,
-    }
+    groups = {"rejected": ledger.rejected, "dropped": ledger.dropped, "left out": ledger.left_out}
     reasons = "; ".join(
         f"{name}: {', '.join(f'{reason} {number:,}' for reason, number in group.items())}"
         for name, group in groups.items()
@@ -306,12 +302,11 @@ def check_not_empty(
         f"check {setting('train_on')} and {setting('max_length')}",
     ]
     problem = f"no usable record{' to evaluate on' if evaluation else ''}"
-    if not reasons and not ledger.records:
+    if not reasons:
         where = inputs[0].path if len(inputs) == 1 else f"the {len(inputs):,} input files"
         raise EmptyInput(f"{problem}: no records in {where}", remedy=checks[0])
     raise EmptyInput(
-        f"{problem} in {len(inputs)} input file{'s' * (len(inputs) != 1)}"
-        + (f" ({reasons})" if reasons else "")
+        f"{problem} in {len(inputs)} input file{'s' * (len(inputs) != 1)} ({reasons})"
         + first_of_each_reason(_read_rejected([f for f in files if f.exists()]))
         + first_of_each_drop(_locate_dropped(inputs)),
         remedy=[
