@@ -15,6 +15,7 @@ from typing import Any
 
 from sftprep.config.cache_location import cache_dir, cache_limit
 from sftprep.core.versions import version_of
+from sftprep.errors import format_count
 from sftprep.pipeline.executors.local import available_cores
 from sftprep.pipeline.groups.receipt_cache import RECEIPTS_BYTES, RECEIPTS_FOLDER
 from sftprep.stores.cache import COPIES_FOLDER
@@ -196,7 +197,7 @@ def _size_of(path: str) -> int | None:
 
 def _describe_use(use: CacheUse) -> str:
     limit = "no limit" if use.limit is None else f"limit {_format_bytes(use.limit)}"
-    return f"{_format_bytes(use.bytes)} in {use.files:,} files, {limit}"
+    return f"{_format_bytes(use.bytes)} in {format_count(use.files, 'file')}, {limit}"
 
 
 def _format_bytes(size: int) -> str:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sftprep.core.atomic_write import write_bytes
 from sftprep.core.hashing import digest_of_file
 from sftprep.core.regular_files import read_regular_file
-from sftprep.errors import ShardError
+from sftprep.errors import ShardError, format_count
 from sftprep.shards.group import Group
 from sftprep.shards.layout import index_path
 from sftprep.shards.schema import arrow_array, numpy_view
@@ -201,7 +201,7 @@ def _cached_index(path: Path, packs: int, digest: str) -> PackIndex:
         batch = file.get_batch(0)
         columns = {name: numpy_view(batch.column(name)) for name in _COLUMNS}
     if any(len(values) != packs for values in columns.values()):
-        raise ShardError(f"{path} does not have {packs} packs", remedy=BUILD_AGAIN)
+        raise ShardError(f"{path} does not have {format_count(packs, 'pack')}", remedy=BUILD_AGAIN)
     return PackIndex(**columns)
 
 

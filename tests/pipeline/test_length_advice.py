@@ -105,7 +105,7 @@ def test_the_warning_names_the_length_that_keeps_99_percent_of_the_trained_token
     path = records(long)
     report = made(tmp_path, tokenizer_dir, path, max_length=64)
     (warning,) = warnings_of(report)
-    assert warning.startswith("warning: --max-length 64 cut ")
+    assert warning.startswith("warning: --max-length 64 removed ")
     advice = advise_length(report.manifest)
     assert advice is not None
     assert f"; --max-length {advice.max_length} keeps {100 * advice.keeps:.1f} %" in warning
@@ -180,7 +180,7 @@ def test_evaluation_inputs_are_warned_about_separately(
     short, long = records([{"text": "a b"}] * 5), records([{"text": "a b c " * 99}], "eval.jsonl")
     report = made(tmp_path, tokenizer_dir, short, eval_input=long, max_length=64)
     (warning,) = warnings_of(report)
-    assert warning.startswith("evaluation: warning: --max-length 64 cut ")
+    assert warning.startswith("evaluation: warning: --max-length 64 removed ")
 
 
 def test_verify_finds_a_histogram_that_does_not_fit_the_ledger(

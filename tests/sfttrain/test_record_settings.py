@@ -56,7 +56,7 @@ def test_streams_use_them_too(model: Path, tmp_path: Path) -> None:
     [
         ({"train_roles": ["critic"]}, "train_roles is 'critic'"),
         ({"train_end": "first"}, "train_end is 'first'"),
-        ({"train_end": "last"}, "train_end concerns trained turns"),
+        ({"train_end": "last"}, "train_end needs trained turns"),
         ({"system": " "}, "system is empty"),
         ({"chat_template_kwargs": "thinking"}, "chat_template_kwargs is 'thinking'"),
         ({"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs has 'messages'"),

@@ -38,7 +38,7 @@ class Pack:
     def __repr__(self) -> str:
         trained = np.count_nonzero(self.completion_mask)
         return (
-            f"Pack({len(self.input_ids):,} tokens, {trained:,} trained,"
+            f"Pack({format_count(len(self.input_ids), 'token')}, {trained:,} trained,"
             f" {format_count(len(self.seq_lengths), 'sequence')})"
         )
 
