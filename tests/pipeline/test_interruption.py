@@ -25,6 +25,14 @@ def wait(record):
 """
 
 
+_WITH_SIGINT = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Runs a command. Shells start background jobs, such as these tests, with the signal ignored."""
+
+
 @pytest.mark.parametrize(
     ("state", "words"),
     [
@@ -50,13 +58,11 @@ def test_an_interrupted_build_prints_the_command_that_resumes_it(
     arguments += ["--output", str(tmp_path / "o"), "--transform", f"{tmp_path / 'f.py'}:wait"]
     command = [sys.executable, "-m", "sftprep", *arguments]
     build = subprocess.Popen(
-        command,
+        [sys.executable, "-c", _WITH_SIGINT, *command],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         env=dict(os.environ),
-        # Shells start background jobs, which may include these tests, with this signal ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for _ in range(600):
         if marker.exists():

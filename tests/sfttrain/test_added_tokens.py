@@ -107,11 +107,17 @@ def test_an_adapter_trains_the_new_rows(build: Path, base: Path, tmp_path: Path)
     assert torch.equal(after[:600], before)
     check_tokenizer(tmp_path / "out" / "merged", build)
     assert merged.config.eos_token_id == merged.generation_config.eos_token_id == NEW[1]
-    # The example loads the adapter with plain peft.
+    assert main(["chat", str(tmp_path / "out"), "--prompt", "Hi", "--max_new_tokens", "2"]) == 0
+
+
+@pytest.mark.slow
+def test_the_example_loads_an_adapter_with_plain_peft(
+    build: Path, base: Path, tmp_path: Path
+) -> None:
+    assert main(command(build, base, tmp_path / "out", "--use_peft", "--lora_r", "4")) == 0
     script = [sys.executable, str(EXAMPLES / "generate.py"), "--model", str(base)]
     script += ["--adapter", str(tmp_path / "out"), "--ask", "Hi", "--max-new-tokens", "2"]
     assert "assistant:" in subprocess.run(script, capture_output=True, text=True, check=True).stdout
-    assert main(["chat", str(tmp_path / "out"), "--prompt", "Hi", "--max_new_tokens", "2"]) == 0
 
 
 @pytest.mark.parametrize("as_path", [True, False])

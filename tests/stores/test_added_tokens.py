@@ -5,12 +5,15 @@ from __future__ import annotations
 import datetime
 import json
 
+import pytest
+
 from sftprep import build, push, read_manifest, verify
 from sftprep.pipeline.output.garbage import collect_garbage
 from sftprep.shards import tokenizer_paths
 from tests.stores.builds import example_lines, put_object, small_settings
 
 
+@pytest.mark.slow
 def test_a_store_has_the_tokenizer_and_a_replaced_build_leaves_none(
     memory, small, base_tokenizer_dir, tmp_path
 ):
