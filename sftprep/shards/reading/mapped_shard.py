@@ -9,11 +9,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sftprep.shards.group import ShardInfo
+from sftprep.shards.layout import SHARD_FOLDER
 from sftprep.shards.schema import numpy_view
 from sftprep.shards.shard_file import ShardFile
+from sftprep.stores.fetch_ahead import NeededFile
 
 _MOST_BLOCKS = 16
 """The most blocks of a shard that stay open. To open one again takes less than to read a pack."""
+
+
+def file_of(info: ShardInfo) -> NeededFile:
+    """Return the file of a shard, in the folder of its build."""
+    return NeededFile(f"{SHARD_FOLDER}/{info.name}", info.sha256, info.bytes)
 
 
 class MappedShard:

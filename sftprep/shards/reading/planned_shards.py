@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.shards.group import Group, GroupEntry
-from sftprep.shards.layout import SHARD_FOLDER, index_path
+from sftprep.shards.layout import index_path
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.pack_index import PackIndex
 from sftprep.shards.reading.group_plan import GroupPlan, PackTotals, count_packs, plan_group
+from sftprep.shards.reading.mapped_shard import file_of
 from sftprep.shards.reading.pack import Pack
 from sftprep.shards.reading.pack_settings import PackSettings
 from sftprep.shards.reading.shards import ShardNumber, Shards
@@ -97,8 +98,7 @@ class PlannedShards(Shards):
     def _needed_files(self, shard: ShardNumber) -> Iterator[NeededFile]:
         group = self.manifest.read_group(shard.group)
         yield NeededFile(index_path(group.key, group.index_digest), group.index_digest, None)
-        for info in group.shards:
-            yield NeededFile(f"{SHARD_FOLDER}/{info.name}", info.sha256, info.bytes)
+        yield from map(file_of, group.shards)
 
     def _find_pack(self, index: int) -> tuple[_OpenGroup, int]:
         """Return the group of a pack, and the number of the pack in it."""

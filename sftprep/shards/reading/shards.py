@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from sftprep.errors import ManifestError, format_count
 from sftprep.shards.group import ShardInfo
-from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
+from sftprep.shards.layout import MANIFEST_NAME
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.pack_index import PackIndex, read_index
-from sftprep.shards.reading.mapped_shard import Columns, MappedShard
+from sftprep.shards.reading.mapped_shard import Columns, MappedShard, file_of
 from sftprep.shards.reading.pack import Pack
 from sftprep.shards.schema import position_dtype, shard_columns
 from sftprep.shards.shard_file import BUILD_AGAIN, FileIdentity, ShardFile, check_size
@@ -295,14 +295,12 @@ class Shards:
 
     def _needed_files(self, shard: ShardNumber) -> Iterator[NeededFile]:
         """Yield the files that must be in the cache to read the packs of a shard."""
-        info = self._find_info(shard)
-        yield NeededFile(f"{SHARD_FOLDER}/{info.name}", info.sha256, info.bytes)
+        yield file_of(self._find_info(shard))
 
     def _map(self, shard: ShardNumber) -> MappedShard:
         """Map a shard; the blocks that this object has checked before are not checked again."""
         info = self._find_info(shard)
-        name = f"{SHARD_FOLDER}/{info.name}"
-        with local_file(self.root, name, info.sha256, info.bytes) as path:
+        with local_file(self.root, *file_of(info)) as path:
             identity = check_size(path, info)
             checked = self._checked.get(shard)
             if checked is None or checked.identity != identity:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sftprep.shards.group import Group
-from sftprep.shards.layout import SHARD_FOLDER
+from sftprep.shards.reading.mapped_shard import file_of
 from sftprep.shards.schema import numpy_view
 from sftprep.shards.sequences.index import SequenceIndex
 from sftprep.shards.sequences.schema import block_offsets
@@ -116,7 +116,7 @@ class StoredSequences:
     def _map(self, shard: int) -> SequenceFile:
         info = self._infos[shard]
         lengths = self._tokens[self._shard_rows[shard] : self._shard_rows[shard + 1]]
-        with local_file(self._root, f"{SHARD_FOLDER}/{info.name}", info.sha256, info.bytes) as path:
+        with local_file(self._root, *file_of(info)) as path:
             return SequenceFile(
                 path,
                 info,
