@@ -143,7 +143,7 @@ def _check_images(record: Record, options: RecordOptions) -> bool:
         InvalidRecord: It has images, which would be missing without notice.
     """
     if options.drop_images:
-        return remove_images(record)
+        return remove_images(record, _CONVERSATION_KEYS)
     key = image_key(record)
     if key is not None:
         raise InvalidRecord("images", f'"{key}" holds an image, and only text is read')
@@ -238,3 +238,7 @@ FORMATS: dict[str, Format] = {
 }
 """The formats by name, in the order in which they are detected. Pairs of keys come last: a record
 that has a text as well is trained on that text."""
+
+_CONVERSATION_KEYS = frozenset(
+    key for kind in FORMATS.values() if kind.kind == "conversation" for key in kind.keys
+)

@@ -29,10 +29,6 @@ _IMAGE_DATA = frozenset(
 )
 """Keys of an image whose values are no text."""
 _TEXT_KEYS = frozenset({"text", "value", "content"})
-_JSON_KEYS = frozenset(
-    {"messages", "conversations", "conversation", "dialog", "dialogue", "contents"}
-)
-"""Keys of conversations, which may be JSON text."""
 _NAMES = re.compile("image|inline_?data|file_?data", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"<image[ _]?\d*>\n|\n?<image[ _]?\d*>")
 
@@ -70,12 +66,16 @@ def is_filled(value: Any) -> bool:
     return any(iter_leaves(value)) if isinstance(value, dict | list) else bool(value)
 
 
-def remove_images(record: Record) -> bool:
+def remove_images(record: Record, conversation_keys: frozenset[str]) -> bool:
     """Remove the images of a record, and their placeholders in its texts.
 
     The calls of a record and the objects that its tools return are data, which may have a key
     "image": they are left as they are. Text alongside an image, such as its caption, is kept: as
     the text of the part, or under its key, where it is counted unless it is read.
+
+    Args:
+        record: The record, which is changed in place.
+        conversation_keys: The keys of conversations, which may be JSON text.
 
     Returns:
         Whether it had any. Without images, nothing is changed: `<image>` may be text about HTML.
@@ -84,7 +84,7 @@ def remove_images(record: Record) -> bool:
     while (key := image_key(record)) is not None:
         _keep_texts(record.pop(key), record)
         has_images = True
-    for key in _JSON_KEYS.intersection(record):
+    for key in conversation_keys.intersection(record):
         text = record[key]
         if isinstance(text, str) and text.lstrip().startswith("[") and _NAMES.search(text):
             with suppress(ValueError, RecursionError):  # it is rejected where it is read
