@@ -162,10 +162,11 @@ def _build_into(
         check_identity(output.work, config, setup)
         with start_workers(config, setup, output.work, executor) as workers:
             tasks, total = workers.tasks, input_bytes(setup)
-            kept = report_kept_work(find_last_round(tasks), total, callbacks.on_resume)
+            known = find_last_round(tasks)
+            kept = report_kept_work(known, total, callbacks.on_resume)
             shown = GroupProgress(callbacks.progress, total * count_rounds(tasks))
             send = _sender(output, tasks)
-            rounds = run_rounds(tasks, workers.executor, shown, on_done=send)
+            rounds = run_rounds(known, workers.executor, shown, on_done=send)
             _check_complete(rounds, output.work)
             done = separate_equal(rounds, workers.executor, shown)
             held_out = _write_evaluation(config, workers, done, output, shown)

@@ -147,11 +147,12 @@ def _build_into(
         record_identity(work, config, setup)
         with start_workers(config, setup, work, None) as workers:
             tasks = workers.tasks
-            own = [*filter(part.is_own, find_last_round(tasks))]
+            known = find_last_round(tasks)
+            own = [*filter(part.is_own, known)]
             kept = report_kept_work(own, None, on_resume) if own else None
             total = input_bytes(setup) * count_rounds(tasks) // part.total
             shown = GroupProgress(progress, total)
-            rounds = run_rounds(tasks, workers.executor, shown, part.is_own)
+            rounds = run_rounds(known, workers.executor, shown, part.is_own)
         check_unchanged(setup.inputs)
         check_joined(folder)
         done = rounds.done.values()

@@ -89,7 +89,7 @@ def run_rounds(
     """Run groups of a build.
 
     Args:
-        tasks: The groups of the build.
+        tasks: The groups of the build, or those of `find_last_round`, whose first rounds are done.
         executor: On this machine, it runs the partitions of one group after the other; on other
             machines, whole groups.
         progress: The progress of the build.
@@ -101,13 +101,13 @@ def run_rounds(
     """
     training = [task for task in tasks if not task.evaluation]
     evaluation = [task for task in tasks if task.evaluation]
-    if _finds_duplicates(tasks):
+    if _finds_duplicates(tasks) and training[0].duplicates is None:
         _run(_hash_records, filter(is_own, training), executor, progress)
         missing = [task.number for task in training if not has_hashes(task)]
         if missing:
             return Rounds(tasks, {}, tuple(missing))
         training = _with_duplicates(training)
-    if _shares_copies(tasks):
+    if _shares_copies(tasks) and training[0].quotas is None:
         _run(_count_usable, filter(is_own, training), executor, progress)
         missing = [task.number for task in training if not has_counts(task)]
         if missing:
